@@ -1,0 +1,122 @@
+"""One step of fairseq's LSTM decoder on embeddings."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from fairseq.models.lstm import LSTMDecoder
+from torch import Tensor
+
+EncoderOut = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class LSTMState(NamedTuple):
+    """The whole recurrent state of bsz x beams hypotheses, and what they attend to.
+
+    Attributes:
+        hiddens: per layer, (bsz, beams, H).
+        cells: per layer, (bsz, beams, H).
+        input_feed: (bsz, beams, H), the last attention output.
+        encoder_out: fairseq's four encoder outputs, repeated to bsz x beams columns.
+    """
+
+    hiddens: list[Tensor]
+    cells: list[Tensor]
+    input_feed: Tensor
+    encoder_out: EncoderOut
+
+
+class LSTMStepDecoder:
+    """Drives an ``LSTMDecoder``, or a subclass with the same loop (``topk_attention`` is one).
+
+    ``LSTMDecoder.forward`` takes token ids and has no hook for a single step, so :meth:`step` follows the
+    body of its loop; a test holds the two against each other.
+    """
+
+    def __init__(self, decoder: LSTMDecoder) -> None:
+        self.decoder = decoder
+
+    def start(self, encoder_out: EncoderOut) -> LSTMState:
+        """The encoder's final states, through the decoder's projections if it has them."""
+        decoder = self.decoder
+        hiddens, cells = encoder_out[1].unbind(0), encoder_out[2].unbind(0)
+        if decoder.encoder_hidden_proj is not None:
+            hiddens = [decoder.encoder_hidden_proj(hidden) for hidden in hiddens]
+            cells = [decoder.encoder_cell_proj(cell) for cell in cells]
+        feed = hiddens[0].new_zeros(hiddens[0].size(0), decoder.hidden_size)
+        return LSTMState(
+            [hidden.unsqueeze(1) for hidden in hiddens],
+            [cell.unsqueeze(1) for cell in cells],
+            feed.unsqueeze(1),
+            encoder_out,
+        )
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings (bsz, beams, E)."""
+        return self.decoder.embed_tokens(tokens)
+
+    def mix_embeddings(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sums of embeddings; ``embedding_bag`` never holds the embeddings of all candidates."""
+        bsz, n, k = weights.shape
+        table = self.decoder.embed_tokens.weight
+        bags = tokens.unsqueeze(1).expand(bsz, k, n).reshape(bsz * k, n)
+        per_sample = weights.transpose(1, 2).reshape(bsz * k, n).to(table.dtype)
+        mixed = F.embedding_bag(bags, table, mode="sum", per_sample_weights=per_sample)
+        return mixed.view(bsz, k, -1)
+
+    def step(self, embeddings: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+        """The body of ``LSTMDecoder.extract_features``, then the output layer."""
+        decoder, (bsz, beams, _) = self.decoder, embeddings.shape
+        feed = state.input_feed.flatten(0, 1)
+        x = torch.cat((decoder.dropout_in_module(embeddings).flatten(0, 1), feed), dim=1)
+        hiddens, cells = [], []
+        for rnn, hidden, cell in zip(decoder.layers, state.hiddens, state.cells, strict=True):
+            new_hidden, new_cell = rnn(x, (hidden.flatten(0, 1), cell.flatten(0, 1)))
+            x = decoder.dropout_out_module(new_hidden)
+            if decoder.residuals:
+                x = x + hidden.flatten(0, 1)
+            hiddens.append(new_hidden.view(bsz, beams, -1))
+            cells.append(new_cell.view(bsz, beams, -1))
+        if decoder.attention is not None:
+            out, _ = decoder.attention(new_hidden, state.encoder_out[0], state.encoder_out[3])
+        else:
+            out = new_hidden
+        feed = decoder.dropout_out_module(out)
+        lprobs = self._lprobs(feed).view(bsz, beams, -1)
+        return lprobs, LSTMState(hiddens, cells, feed.view(bsz, beams, -1), state.encoder_out)
+
+    def mix(self, state: LSTMState, weights: Tensor) -> LSTMState:
+        """Mixes hidden states, cells and the input feed; the encoder output is the sentence's own."""
+        weights = weights.to(state.input_feed.dtype)
+        return LSTMState(
+            [_mix(hidden, weights) for hidden in state.hiddens],
+            [_mix(cell, weights) for cell in state.cells],
+            _mix(state.input_feed, weights),
+            _with_beams(state.encoder_out, weights.size(0), weights.size(2)),
+        )
+
+    def _lprobs(self, features: Tensor) -> Tensor:
+        decoder = self.decoder
+        if hasattr(decoder, "additional_fc") and decoder.adaptive_softmax is None:
+            features = decoder.dropout_out_module(decoder.additional_fc(features))
+        logits = decoder.output_layer(features.unsqueeze(1))  # fairseq's layers expect a time dimension
+        return decoder.get_normalized_probs((logits, None), log_probs=True).float()
+
+
+def _mix(hidden: Tensor, weights: Tensor) -> Tensor:
+    return weights.transpose(1, 2) @ hidden  # (bsz, k, beams) @ (bsz, beams, H)
+
+
+def _with_beams(encoder_out: EncoderOut, bsz: int, beams: int) -> EncoderOut:
+    """Repeats the columns of the attended source, so that each of the beams has one."""
+    source, hiddens, cells, padding_mask = encoder_out
+    if source.size(1) == bsz * beams:
+        return encoder_out
+    return (
+        source.repeat_interleave(beams, dim=1),
+        hiddens,
+        cells,
+        padding_mask.repeat_interleave(beams, dim=1),
+    )
