@@ -29,8 +29,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import errno
 import hashlib
-import itertools
 import os
 import random
 import re
@@ -40,7 +40,7 @@ from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
 try:
     from babel import Locale
@@ -191,14 +191,14 @@ NOUNS = {
 
 # Colours of an item: English, German stem, French masculine, French feminine.
 COLOURS = """
-    black  | schwarz | noir  | noire
-    white  | weiß    | blanc | blanche
-    red    | rot     | rouge | rouge
-    green  | grün    | vert  | verte
-    blue   | blau    | bleu  | bleue
-    yellow | gelb    | jaune | jaune
-    gray   | grau    | gris  | grise
-    brown  | braun   | brun  | brune
+    black  | schwarz | noir   | noire
+    white  | weiß    | blanc  | blanche
+    red    | rot     | rouge  | rouge
+    green  | grün    | vert   | verte
+    blue   | blau    | bleu   | bleue
+    yellow | gelb    | jaune  | jaune
+    gray   | grau    | gris   | grise
+    brown  | braun   | marron | marron
     """
 
 # Countable nouns, in the plural: English, German, French, gender in French.
@@ -234,14 +234,14 @@ COUNTABLES = {
 
 # CLDR's territories whose English name needs no article. The article of the name in French decides
 # between "en" and "au", "de" and "du"; a German name has an article only where it is feminine.
-FRENCH_FEMININE = "FR DE ES IT PL AT SE NO FI GR HU BE CH SK UA IE IS CN IN EG AU".split()
-FRENCH_MASCULINE = "PT DK JP BR CA MX MA".split()
-GERMAN_FEMININE = "CH SK UA".split()
+FRENCH_FEMININE = "FR DE ES IT PL AT SE NO FI GR HU BE CH SK UA IE IS CN IN EG AU"
+FRENCH_MASCULINE = "PT DK JP BR CA MX MA"
+GERMAN_FEMININE = "CH SK UA"
 
 # CLDR's languages. German names all end in "sch", so that "ins Französische" is regular.
-LANGUAGE_CODES = "de en fr es it pt pl sv no fi da el hu nl ja zh ru tr".split()
+LANGUAGE_CODES = "de en fr es it pt pl sv no fi da el hu nl ja zh ru tr"
 
-CURRENCIES = "EUR USD GBP CHF JPY SEK NOK CZK CAD INR".split()
+CURRENCIES = "EUR USD GBP CHF JPY SEK NOK CZK CAD INR"
 
 # What is feminine in French, for "vingt et une heures".
 FRENCH_FEMININE_UNITS = {
@@ -258,17 +258,21 @@ class Unit(NamedTuple):
     high: int
 
 
+# The days that a period has and its highest number, for "ago", "ahead" and "period".
+PERIODS: dict[Literal["day", "week", "month", "year"], tuple[int, int]] = {
+    "day": (1, 30),
+    "week": (7, 12),
+    "month": (30, 18),
+    "year": (365, 40),
+}
+
 MEASURES = {
     "delay": [Unit("duration-minute", 2, 90), Unit("duration-hour", 2, 12)],
     "minutes": [Unit("duration-minute", 2, 90)],
-    "period": [
-        Unit("duration-day", 2, 30),
-        Unit("duration-week", 2, 12),
-        Unit("duration-month", 2, 18),
-        Unit("duration-year", 2, 40),
-    ],
+    "period": [Unit(f"duration-{name}", 2, high) for name, (_, high) in PERIODS.items()],
     "years": [Unit("duration-year", 2, 95)],
     "distance": [Unit("length-kilometer", 2, 900)],
+    "run": [Unit("length-kilometer", 2, 150)],
     "steps": [Unit("length-meter", 20, 900)],
     "height": [Unit("length-meter", 3, 200)],
     "width": [Unit("length-centimeter", 10, 250)],
@@ -483,9 +487,9 @@ Every year, {building} uses {energy} of electricity.
 Jedes Jahr verbraucht {building} {energy} Strom.
 Chaque année, {building} consomme {energy} d'électricité.
 
-{person} has an office on the {ordinal} floor of {building}.
-{person} hat in {building.dat} ein Büro im {ordinal}n Stock.
-{person} a un bureau au {ordinal} étage de {building}.
+{person} has an office on the {floor} floor of {building}.
+{person} hat in {building.dat} ein Büro im {floor}n Stock.
+{person} a un bureau au {floor} étage de {building}.
 
 {people} from {place} visited {monument} in {month}.
 Im {month} haben {people} {place.of} {monument.acc} besucht.
@@ -523,9 +527,9 @@ Am {weekday} ist {person} um {time} aufgestanden und zu {building.dat} gegangen.
 {person} wird am {date} {years} alt.
 {person} aura {years} le {date}.
 
-{person} has already run {distance} this week.
-{person} ist diese Woche schon {distance} gelaufen.
-{person} a déjà couru {distance} cette semaine.
+{person} has already run {run} this week.
+{person} ist diese Woche schon {run} gelaufen.
+{person} a déjà couru {run} cette semaine.
 
 {person} is learning {language} and already speaks {language2}.
 {person} lernt {language} und spricht schon {language2}.
@@ -577,11 +581,11 @@ Ajoutez {weight} de {food.bare} et laissez reposer la pâte pendant {minutes}.
 
 Please bring {things} and {weight} of {food.bare} by {weekday}.
 Bringen Sie bitte bis {weekday} {things} und {weight} {food.bare} mit.
-Apportez {things} et {weight} de {food.bare} avant {weekday}, s'il vous plaît.
+Apportez {things} et {weight} de {food.bare} d'ici {weekday}, s'il vous plaît.
 
-{person} drinks {volume} of {drink.bare} every week.
-{person} trinkt jede Woche {volume} {drink.bare}.
-{person} boit {volume} de {drink.bare} par semaine.
+{person} buys {volume} of {drink.bare} every week.
+{person} kauft jede Woche {volume} {drink.bare}.
+{person} achète {volume} de {drink.bare} par semaine.
 
 On {weekday}, the temperature in {place} rose to {temperature}.
 Am {weekday} ist die Temperatur {place.at} auf {temperature} gestiegen.
@@ -603,6 +607,7 @@ class Phrase(str):
     """A phrase in its basic form; other forms are attributes, for ``{slot.form}`` in a frame."""
 
     bare: str
+    at: str  # of places
 
     def __new__(cls, text: str, bare: str = "", **forms: str) -> Phrase:
         """Make a phrase; ``bare``, what it is about, is the text itself unless given."""
@@ -676,27 +681,484 @@ def rows(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")] for line in table.strip().splitlines()]
 
 
+def german_cases(phrase: str) -> tuple[str, str]:
+    """Decline a nominative: its accusative and its dative. A name stays as it is."""
+    article, _, head = phrase.partition(" ")
+    if not head:
+        return phrase, phrase
+    accusative, dative = GERMAN_CASES[article]
+    weak = re.sub(r"^([a-zäöüß]+e) ", r"\1n ", head)  # der rote Stuhl, den roten Stuhl
+    return f"{accusative} {head if accusative == article else weak}", f"{dative} {weak}"
+
+
 def noun(english: str, german: str, french: str, gender: str) -> Meaning:
-    """Make a noun phrase with an article, a possessive or, for names, neither."""
-    article, _, head = german.partition(" ")
-    accusative, dative = (f"{a} {head}" for a in GERMAN_CASES[article]) if head else (german,) * 2
+    """Make a noun phrase out of its nominatives and its gender in French."""
+    feminine = gender == "f"
+    accusative, dative = german_cases(german)
     return {
-        "en": Phrase(
-            english,
-            bare=english.removeprefix("the "),
-            he={"m": "he", "f": "she"}[gender],
-        ),
+        "en": Phrase(english, english.removeprefix("the "), he="she" if feminine else "he"),
         "de": Phrase(
             german,
-            bare=head or german,
+            german.split(" ", 1)[-1],
             acc=accusative,
             dat=dative,
-            he={"m": "er", "f": "sie"}[gender],
+            he="sie" if feminine else "er",
         ),
         "fr": Phrase(
             french,
-            bare=re.sub(r"^(le |la |l')", "", french),
-            e={"m": "", "f": "e"}[gender],
-            he={"m": "il", "f": "elle"}[gender],
+            re.sub(r"^(le |la |l')", "", french),
+            e="e" if feminine else "",
+            he="elle" if feminine else "il",
         ),
     }
+
+
+def colour(item: Sequence[str], colour_row: Sequence[str]) -> Meaning:
+    """Put a colour to a noun with a definite article."""
+    english, german, french, gender = item
+    name, stem, masculine, feminine = colour_row
+    return noun(
+        english.replace("the ", f"the {name} "),
+        german.replace(" ", f" {stem}e "),
+        f"{french} {feminine if gender == 'f' else masculine}",
+        gender,
+    )
+
+
+def territory(code: str) -> Meaning:
+    """Make a country, with the prepositions of place, direction and origin that it takes."""
+    names = {lang: Locale(lang).territories[code] for lang in LANGUAGES}
+    german, french = names["de"], names["fr"]
+    return {
+        "en": Phrase(names["en"], at=names["en"]),
+        "de": (
+            Phrase(
+                f"die {german}",
+                at=f"in der {german}",
+                to=f"in die {german}",
+                of=f"aus der {german}",
+            )
+            if code in GERMAN_FEMININE.split()
+            else Phrase(german, at=f"in {german}", to=f"nach {german}", of=f"aus {german}")
+        ),
+        "fr": (
+            Phrase(f"la {french}", at=f"en {french}", to=f"en {french}", of=f"de {french}")
+            if code in FRENCH_FEMININE.split()
+            else Phrase(f"le {french}", at=f"au {french}", to=f"au {french}", of=f"du {french}")
+        ),
+    }
+
+
+COLOUR_ROWS = rows(COLOURS)
+ITEM_ROWS = rows(NOUNS["item"])
+TERRITORIES = [territory(code) for code in f"{FRENCH_FEMININE} {FRENCH_MASCULINE}".split()]
+LANGUAGE_NAMES = [
+    {lang: Phrase(Locale(lang).languages[code]) for lang in LANGUAGES}
+    for code in LANGUAGE_CODES.split()
+]
+
+
+def draw_noun(table: Sequence[Sequence[str]], rng: random.Random) -> Meaning:
+    """Draw a noun."""
+    return noun(*rng.choice(table))
+
+
+def draw_item(rng: random.Random) -> Meaning:
+    """Draw a thing that one buys, half of the time with its colour."""
+    item = rng.choice(ITEM_ROWS)
+    return colour(item, rng.choice(COLOUR_ROWS)) if rng.random() < 0.5 else noun(*item)
+
+
+def draw_count(table: Sequence[Sequence[str]], rng: random.Random) -> Meaning:
+    """Draw a number of things."""
+    *names, gender = rng.choice(table)
+    number = draw_number(rng, 2, 400)
+    meaning = {}
+    for lang, name in zip(LANGUAGES, names, strict=True):
+        text = f"{format_decimal(number.value, locale=lang)} {name}"
+        text = spell_out(text, number, lang, feminine=gender == "f")
+        meaning[lang] = Phrase(text, name, dat=dative_plural(text))
+    return meaning
+
+
+def measure(number: Number, unit: str, lang: str) -> str:
+    """Write a number of CLDR's units."""
+    text = format_unit(number.value, unit, length="long", locale=lang)
+    return spell_out(text, number, lang, feminine=unit in FRENCH_FEMININE_UNITS)
+
+
+def draw_measure(units: Sequence[Unit], rng: random.Random) -> Meaning:
+    """Draw a measure in one of the units."""
+    name, low, high = rng.choice(units)
+    number = draw_number(rng, low, high, decimals=0 if name.startswith("duration") else 1)
+    texts = {lang: measure(number, name, lang) for lang in LANGUAGES}
+    return {lang: Phrase(text, dat=dative_plural(text)) for lang, text in texts.items()}
+
+
+def draw_hours(rng: random.Random) -> Meaning:
+    """Draw a duration in hours, half of the time with minutes. German dative is as nominative."""
+    hours, minutes = rng.randint(2, 12), rng.randint(2, 59)
+    exact, spelled = rng.random() < 0.5, rng.random() < SPELLED
+    meaning = {}
+    for lang in LANGUAGES:
+        parts = [measure(Number(hours, spelled), "duration-hour", lang)]
+        if exact:
+            parts.append(measure(Number(minutes, spelled), "duration-minute", lang))
+        meaning[lang] = Phrase(format_list(parts, locale=lang))
+    return meaning
+
+
+def draw_distance_in_time(sign: int, rng: random.Random) -> Meaning:
+    """Draw "three days ago" (``sign`` is -1) or "in three days" (1)."""
+    unit = rng.choice(list(PERIODS))
+    days, high = PERIODS[unit]
+    number = draw_number(rng, 2, high)
+    delta = datetime.timedelta(days=sign * days * int(number.value))
+    feminine = f"duration-{unit}" in FRENCH_FEMININE_UNITS
+    meaning = {}
+    for lang in LANGUAGES:
+        text = format_timedelta(
+            delta, granularity=unit, threshold=float("inf"), add_direction=True, locale=lang
+        )
+        meaning[lang] = Phrase(spell_out(text, number, lang, feminine))
+    return meaning
+
+
+def amount(number: Number, currency: str, lang: str) -> str:
+    """Write an amount of money with the name of its currency."""
+    whole = isinstance(number.value, int)
+    text = format_currency(
+        number.value,
+        currency,
+        format="#,##0" if whole else None,
+        locale=lang,
+        currency_digits=not whole,
+        format_type="name",
+    )
+    return spell_out(text, number, lang, feminine=currency in FRENCH_FEMININE_UNITS)
+
+
+def draw_money(rng: random.Random) -> Meaning:
+    """Draw an amount of money, with a smaller one (``less``) and another currency (``other``)."""
+    currency, other = rng.sample(CURRENCIES.split(), 2)
+    number = draw_number(rng, 20, 1500, decimals=2)
+    less = draw_number(rng, 2, int(number.value) - 1)
+    return {
+        lang: Phrase(
+            amount(number, currency, lang),
+            less=amount(less, currency, lang),
+            other=get_currency_name(other, count=2, locale=lang),
+        )
+        for lang in LANGUAGES
+    }
+
+
+def draw_day(rng: random.Random) -> datetime.date:
+    """Draw a day."""
+    return FIRST_DATE + datetime.timedelta(rng.randrange((LAST_DATE - FIRST_DATE).days + 1))
+
+
+def draw_date(rng: random.Random) -> Meaning:
+    """Draw a date, in one of several formats."""
+    day = draw_day(rng)
+    if rng.random() < 0.2:
+        month = {lang: format_date(day, "MMMM", locale=lang) for lang in LANGUAGES}
+        french = "premier" if day.day == 1 else spell(day.day, "fr")
+        return {
+            "en": Phrase(f"the {spell_ordinal(day.day, 'en')} of {month['en']}"),
+            "de": Phrase(f"{spell_ordinal(day.day, 'de')}n {month['de']}"),
+            "fr": Phrase(f"{french} {month['fr']}"),
+        }
+    patterns = dict(rng.choice(DATE_PATTERNS))
+    if day.day == 1:
+        patterns["fr"] = patterns["fr"].replace("d MMMM", "d'er' MMMM")
+    return {lang: Phrase(format_date(day, patterns[lang], locale=lang)) for lang in LANGUAGES}
+
+
+def draw_month(rng: random.Random) -> Meaning:
+    """Draw a month, often with its year."""
+    day = draw_day(rng)
+    pattern = "MMMM y" if rng.random() < 0.7 else "MMMM"
+    return {lang: Phrase(format_date(day, pattern, locale=lang)) for lang in LANGUAGES}
+
+
+def draw_weekday(rng: random.Random) -> Meaning:
+    """Draw a day of the week."""
+    day = FIRST_DATE + datetime.timedelta(rng.randrange(7))
+    names = {lang: format_date(day, "EEEE", locale=lang) for lang in LANGUAGES}
+    return {lang: Phrase(name, adverb=f"{name.lower()}s") for lang, name in names.items()}
+
+
+def draw_time(rng: random.Random) -> Meaning:
+    """Draw a time of the day, with a ``later`` one."""
+    early = 5 * rng.randrange(60, 240)  # minutes: from 5:00 to 19:55
+    late = early + 5 * rng.randint(3, 45)
+
+    def clock(minutes: int, lang: str) -> str:
+        pattern = TIME_PATTERN[lang]
+        if lang == "fr" and minutes % 60 == 0:
+            pattern = pattern.removesuffix(" mm")
+        return format_time(datetime.time(*divmod(minutes, 60)), pattern, locale=lang)
+
+    return {lang: Phrase(clock(early, lang), later=clock(late, lang)) for lang in LANGUAGES}
+
+
+def draw_year(rng: random.Random) -> Meaning:
+    """Draw a year, with a ``later`` one."""
+    early = rng.randint(FIRST_DATE.year, LAST_DATE.year - 15)
+    late = rng.randint(early + 1, LAST_DATE.year)
+    write = spell_year if rng.random() < SPELLED / 2 else lambda year, lang: str(year)
+    return {lang: Phrase(write(early, lang), later=write(late, lang)) for lang in LANGUAGES}
+
+
+def draw_ordinal(low: int, high: int, rng: random.Random) -> Meaning:
+    """Draw an ordinal."""
+    value = rng.randint(low, high)
+    return {lang: Phrase(spell_ordinal(value, lang)) for lang in LANGUAGES}
+
+
+def draw_page(rng: random.Random) -> Meaning:
+    """Draw the number of a page, in figures."""
+    return dict.fromkeys(LANGUAGES, Phrase(str(rng.randint(2, 400))))
+
+
+def draw_sum(rng: random.Random) -> Meaning:
+    """Draw two numbers and their sum, in words."""
+    left, right = rng.randint(2, 99), rng.randint(2, 99)
+    return {
+        lang: Phrase(
+            spell(left + right, lang),
+            left=spell(left, lang),
+            right=spell(right, lang),
+            total=spell(left + right, lang),
+        )
+        for lang in LANGUAGES
+    }
+
+
+def draw_languages(rng: random.Random) -> Meaning:
+    """Draw two or three languages."""
+    names = rng.sample(LANGUAGE_NAMES, rng.randint(2, 3))
+    return {
+        lang: Phrase(format_list([name[lang] for name in names], locale=lang)) for lang in LANGUAGES
+    }
+
+
+def draw_tour(rng: random.Random) -> Meaning:
+    """Draw two or three countries, with the preposition "in"."""
+    stops = rng.sample(TERRITORIES, rng.randint(2, 3))
+    return {
+        lang: Phrase(format_list([stop[lang].at for stop in stops], locale=lang))
+        for lang in LANGUAGES
+    }
+
+
+SLOTS: dict[str, Slot] = {
+    **{name: partial(draw_noun, rows(table)) for name, table in NOUNS.items()},
+    **{name: partial(draw_count, rows(table)) for name, table in COUNTABLES.items()},
+    **{name: partial(draw_measure, units) for name, units in MEASURES.items()},
+    "item": draw_item,
+    "place": lambda rng: rng.choice(TERRITORIES),
+    "language": lambda rng: rng.choice(LANGUAGE_NAMES),
+    "languages": draw_languages,
+    "tour": draw_tour,
+    "date": draw_date,
+    "month": draw_month,
+    "weekday": draw_weekday,
+    "time": draw_time,
+    "year": draw_year,
+    "hours": draw_hours,
+    "ago": partial(draw_distance_in_time, -1),
+    "ahead": partial(draw_distance_in_time, 1),
+    "money": draw_money,
+    "ordinal": partial(draw_ordinal, 2, 60),
+    "floor": partial(draw_ordinal, 2, 40),
+    "century": partial(draw_ordinal, 11, 20),
+    "page": draw_page,
+    "sum": draw_sum,
+}
+
+# ----------------------------------------------------------------------------------- sentences
+
+Sentence = dict[str, str]  # by language
+
+
+class Frame(NamedTuple):
+    """A sentence with slots in each language, and the slots in the order of the English."""
+
+    templates: dict[str, str]
+    slots: tuple[str, ...]
+
+
+def parse_frame(block: str) -> Frame:
+    """Read the three lines of a frame."""
+    templates = dict(zip(LANGUAGES, block.splitlines(), strict=True))
+    slots = re.findall(r"\{(\w+)", templates[SOURCE])
+    return Frame(templates, tuple(dict.fromkeys(slots)))
+
+
+PARSED_FRAMES = [parse_frame(block) for block in FRAMES.strip().split("\n\n")]
+
+
+def finish(text: str, lang: str) -> str:
+    """Contract and elide, make spaces and apostrophes plain, begin with a capital."""
+    text = re.sub(r"[\u00a0\u2009\u202f]", " ", text).replace("\u2019", "'")
+    for pattern, replacement in CONTRACTIONS[lang]:
+        text = re.sub(pattern, replacement, text)
+    return text[0].upper() + text[1:]
+
+
+def compose(frame: Frame, rng: random.Random) -> Sentence:
+    """Fill the slots of a frame; two slots of a kind never get the same thing."""
+    meanings: dict[str, Meaning] = {}
+    for slot in frame.slots:
+        taken = {meaning[SOURCE].bare for meaning in meanings.values()}
+        draw = SLOTS[slot.rstrip("0123456789")]
+        meaning = draw(rng)
+        while meaning[SOURCE].bare in taken:
+            meaning = draw(rng)
+        meanings[slot] = meaning
+    return {
+        lang: finish(
+            template.format_map({slot: meaning[lang] for slot, meaning in meanings.items()}), lang
+        )
+        for lang, template in frame.templates.items()
+    }
+
+
+def split_of(sentence: Sentence) -> str:
+    """Name the split of a sentence, which is a function of its English text alone."""
+    digest = hashlib.sha256(sentence[SOURCE].encode()).digest()
+    return SPLIT_OF_BUCKET.get(int.from_bytes(digest, "big") % BUCKETS, "train")
+
+
+def has_good_length(sentence: Sentence) -> bool:
+    """Tell whether each language has 5 to 25 tokens: runs of letters or digits, punctuation."""
+    return all(SHORTEST <= len(TOKEN.findall(text)) <= LONGEST for text in sentence.values())
+
+
+def distinct_sentences(seed: int) -> Iterator[Sentence]:
+    """Yield the stream of a seed: good sentences that repeat no line in any language.
+
+    Raises:
+        ValueError: If ``PATIENCE`` sentences in a row bring nothing new.
+    """
+    rng = random.Random(seed)
+    seen: dict[str, set[str]] = {lang: set() for lang in LANGUAGES}
+    stale = 0
+    while stale < PATIENCE:
+        sentence = compose(rng.choice(PARSED_FRAMES), rng)
+        stale += 1
+        if has_good_length(sentence) and not any(sentence[lang] in seen[lang] for lang in seen):
+            for lang, text in sentence.items():
+                seen[lang].add(text)
+            stale = 0
+            yield sentence
+    raise ValueError(f"the frames give only {len(seen[SOURCE])} distinct sentences")
+
+
+def draw_splits(sizes: dict[str, int], seed: int) -> dict[str, list[Sentence]]:
+    """Take from the stream the first sentences of each split."""
+    splits: dict[str, list[Sentence]] = {split: [] for split in sizes}
+    stream = distinct_sentences(seed)
+    while any(len(splits[split]) < size for split, size in sizes.items()):
+        sentence = next(stream)
+        split = split_of(sentence)
+        if len(splits[split]) < sizes[split]:
+            splits[split].append(sentence)
+    return splits
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def write_files(folder: Path, texts: dict[str, str]) -> None:
+    """Write files that appear under their names only when all of them are complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in texts:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, f"{name} is a folder")
+    with tempfile.TemporaryDirectory(prefix=".corpus-", dir=folder) as unfinished:
+        for name, text in texts.items():
+            (Path(unfinished) / name).write_text(text, encoding="utf-8", newline="\n")
+        for name in texts:
+            os.replace(Path(unfinished) / name, folder / name)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with the message, without the usage before it."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def whole_number(low: int, high: int | None, text: str) -> int:
+    """Read a whole number from ``low`` to ``high``."""
+    if re.fullmatch(r"-?[0-9]+", text) and low <= int(text) and (high is None or int(text) <= high):
+        return int(text)
+    allowed = f"from {low} to {high}" if high is not None else f"that is at least {low}"
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {allowed}")
+
+
+def folder_path(text: str) -> Path:
+    """Read the path of a folder, or of nothing yet."""
+    path = Path(text)
+    if not text or (path.exists() and not path.is_dir()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a folder or a name for a new one")
+    return path
+
+
+def make_parser() -> Parser:
+    """Describe the command line."""
+    parser = Parser(description="Write a seeded parallel corpus, from English.")
+    parser.add_argument("--target", choices=TARGETS, required=True, help="target language")
+    parser.add_argument(
+        "--out",
+        type=folder_path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of the six files, made if missing; files of these names are replaced",
+    )
+    for split, size in DEFAULT_SIZES.items():
+        parser.add_argument(
+            f"--{split}",
+            type=partial(whole_number, 1, LIMITS[split]),
+            default=size,
+            metavar="PAIRS",
+            help=f"sentence pairs of {split}, 1 to {LIMITS[split]} (default: {size})",
+        )
+    parser.add_argument(
+        "--seed",
+        type=partial(whole_number, 0, None),
+        default=1,
+        help="seed of the corpus, 0 or more (default: 1)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the corpus that the command line asks for."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    sizes = {split: getattr(args, split) for split in DEFAULT_SIZES}
+    try:
+        splits = draw_splits(sizes, args.seed)
+        write_files(
+            args.out,
+            {
+                f"{split}.{lang}": "".join(f"{sentence[lang]}\n" for sentence in sentences)
+                for split, sentences in splits.items()
+                for lang in (SOURCE, args.target)
+            },
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"argument --out: cannot write to {str(args.out)!r}: {error.strerror}")
+    counts = ", ".join(f"{split} {size}" for split, size in sizes.items())
+    print(f"wrote {SOURCE}-{args.target} pairs to {args.out}: {counts}")
+
+
+if __name__ == "__main__":
+    main()

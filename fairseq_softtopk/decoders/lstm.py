@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from fairseq.models.lstm import LSTMDecoder
+from fairseq.models.lstm import AttentionLayer, LSTMDecoder
 from torch import Tensor
+
+from ..models.attention import BeamAttentionLayer
 
 EncoderOut = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -19,7 +21,7 @@ class LSTMState(NamedTuple):
         hiddens: per layer, (bsz, beams, H).
         cells: per layer, (bsz, beams, H).
         input_feed: (bsz, beams, H), the last attention output.
-        encoder_out: fairseq's four encoder outputs, repeated to bsz x beams columns.
+        encoder_out: fairseq's four encoder outputs, shared by the beams of a sentence.
     """
 
     hiddens: list[Tensor]
@@ -33,10 +35,21 @@ class LSTMStepDecoder:
 
     ``LSTMDecoder.forward`` takes token ids and has no hook for a single step, so :meth:`step` follows the
     body of its loop; a test holds the two against each other.
+
+    Raises:
+        ValueError: if the decoder's attention is neither fairseq's nor this package's.
     """
 
     def __init__(self, decoder: LSTMDecoder) -> None:
         self.decoder = decoder
+        self.attention = decoder.attention
+        if type(self.attention) is AttentionLayer:  # a subclass computes something else
+            self.attention = BeamAttentionLayer(self.attention)
+        elif not isinstance(self.attention, BeamAttentionLayer | None):
+            raise ValueError(
+                "soft_beam steps LSTM decoders with fairseq's AttentionLayer or a BeamAttentionLayer, got "
+                f"{type(self.attention).__name__}"
+            )
 
     def start(self, encoder_out: EncoderOut) -> LSTMState:
         """The encoder's final states, through the decoder's projections if it has them."""
@@ -79,8 +92,8 @@ class LSTMStepDecoder:
                 x = x + hidden.flatten(0, 1)
             hiddens.append(new_hidden.view(bsz, beams, -1))
             cells.append(new_cell.view(bsz, beams, -1))
-        if decoder.attention is not None:
-            out, _ = decoder.attention(new_hidden, state.encoder_out[0], state.encoder_out[3])
+        if self.attention is not None:
+            out, _ = self.attention(new_hidden, state.encoder_out[0], state.encoder_out[3])
         else:
             out = new_hidden
         feed = decoder.dropout_out_module(out)
@@ -94,7 +107,7 @@ class LSTMStepDecoder:
             [_mix(hidden, weights) for hidden in state.hiddens],
             [_mix(cell, weights) for cell in state.cells],
             _mix(state.input_feed, weights),
-            _with_beams(state.encoder_out, weights.size(0), weights.size(2)),
+            state.encoder_out,
         )
 
     def _lprobs(self, features: Tensor) -> Tensor:
@@ -108,15 +121,3 @@ class LSTMStepDecoder:
 def _mix(hidden: Tensor, weights: Tensor) -> Tensor:
     return weights.transpose(1, 2) @ hidden  # (bsz, k, beams) @ (bsz, beams, H)
 
-
-def _with_beams(encoder_out: EncoderOut, bsz: int, beams: int) -> EncoderOut:
-    """Repeats the columns of the attended source, so that each of the beams has one."""
-    source, hiddens, cells, padding_mask = encoder_out
-    if source.size(1) == bsz * beams:
-        return encoder_out
-    return (
-        source.repeat_interleave(beams, dim=1),
-        hiddens,
-        cells,
-        padding_mask.repeat_interleave(beams, dim=1),
-    )

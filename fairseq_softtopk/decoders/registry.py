@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fairseq.models.lstm import LSTMDecoder
 from torch import nn
 
 from ..beam import StepDecoder
 from .lstm import LSTMStepDecoder
 
-_STEP_DECODERS: dict[type[nn.Module], Callable[[Any], StepDecoder]] = {}
+_STEP_DECODERS: dict[type[nn.Module], Callable[[Any], StepDecoder]] = {
+    LSTMDecoder: LSTMStepDecoder,
+}
 
 
 def register_step_decoder(
@@ -42,11 +45,3 @@ def step_decoder_for(model: nn.Module) -> StepDecoder:
         "fairseq_softtopk.decoders.register_step_decoder"
     )
 
-
-def _register_own() -> None:
-    from fairseq.models.lstm import LSTMDecoder
-
-    register_step_decoder(LSTMDecoder, LSTMStepDecoder)
-
-
-_register_own()

@@ -1,0 +1,1 @@
+"""Criterions that fairseq finds by name."""

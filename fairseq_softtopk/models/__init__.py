@@ -1,0 +1,1 @@
+"""Architectures that fairseq finds by name."""
