@@ -7,7 +7,8 @@ Where the text comes from. Dates, times, durations, amounts of money, measures, 
 territories and languages are CLDR's, through ``babel``; spelled-out numbers are ``num2words``'.
 They fill the slots of the sentence frames below, written by hand in all three languages, together
 with some nouns. German verbs take their places and particles, nouns their cases, tens come after
-units (*vierundzwanzig*); French has agreement, elision, contraction and *quatre-vingt-dix*.
+units (*vierundzwanzig*); French has agreement, elision, contraction and *quatre-vingt-dix*. What
+the sentences say is left to chance: they are meant to be correct language, not to be likely.
 
 What is changed in the libraries' text: CLDR's non-breaking and narrow spaces become plain spaces,
 the typographic apostrophe the plain one, and the first of a month in French is *1er*.
@@ -50,9 +51,7 @@ try:
     from babel.units import format_unit
     from num2words import num2words
 except ModuleNotFoundError as missing:
-    sys.exit(
-        f'write_corpus.py: {missing.name} is missing: pip install "fairseq-softtopk[examples]"'
-    )
+    sys.exit(f'write_corpus.py: {missing.name} is missing: pip install "fairseq-softtopk[examples]"')
 
 # ------------------------------------------------------------------------------------ settings
 
@@ -60,8 +59,8 @@ SOURCE = "en"
 TARGETS = ("de", "fr")
 LANGUAGES = (SOURCE, *TARGETS)
 
-# Of 20 hash values one goes to test, one to valid, the others to train. The limits are what a
-# stream of some 115,000 sentences fills; it holds them for every seed.
+# Of 20 hash values one goes to test, one to valid, the others to train. The first 115,000 or so
+# sentences of a stream, which come easily, hold what the limits allow.
 BUCKETS = 20
 SPLIT_OF_BUCKET = {0: "test", 1: "valid"}
 DEFAULT_SIZES = {"train": 8000, "valid": 500, "test": 500}
@@ -244,10 +243,7 @@ LANGUAGE_CODES = "de en fr es it pt pl sv no fi da el hu nl ja zh ru tr"
 CURRENCIES = "EUR USD GBP CHF JPY SEK NOK CZK CAD INR"
 
 # What is feminine in French, for "vingt et une heures".
-FRENCH_FEMININE_UNITS = {
-    *("duration-minute", "duration-hour", "duration-week", "mass-tonne"),
-    *("GBP", "SEK", "NOK", "CZK", "INR"),
-}
+FRENCH_FEMININE_UNITS = "duration-minute duration-hour duration-week mass-tonne GBP SEK NOK CZK INR"
 
 
 class Unit(NamedTuple):
@@ -753,8 +749,7 @@ COLOUR_ROWS = rows(COLOURS)
 ITEM_ROWS = rows(NOUNS["item"])
 TERRITORIES = [territory(code) for code in f"{FRENCH_FEMININE} {FRENCH_MASCULINE}".split()]
 LANGUAGE_NAMES = [
-    {lang: Phrase(Locale(lang).languages[code]) for lang in LANGUAGES}
-    for code in LANGUAGE_CODES.split()
+    {lang: Phrase(Locale(lang).languages[code]) for lang in LANGUAGES} for code in LANGUAGE_CODES.split()
 ]
 
 
@@ -784,7 +779,7 @@ def draw_count(table: Sequence[Sequence[str]], rng: random.Random) -> Meaning:
 def measure(number: Number, unit: str, lang: str) -> str:
     """Write a number of CLDR's units."""
     text = format_unit(number.value, unit, length="long", locale=lang)
-    return spell_out(text, number, lang, feminine=unit in FRENCH_FEMININE_UNITS)
+    return spell_out(text, number, lang, feminine=unit in FRENCH_FEMININE_UNITS.split())
 
 
 def draw_measure(units: Sequence[Unit], rng: random.Random) -> Meaning:
@@ -814,7 +809,7 @@ def draw_distance_in_time(sign: int, rng: random.Random) -> Meaning:
     days, high = PERIODS[unit]
     number = draw_number(rng, 2, high)
     delta = datetime.timedelta(days=sign * days * int(number.value))
-    feminine = f"duration-{unit}" in FRENCH_FEMININE_UNITS
+    feminine = f"duration-{unit}" in FRENCH_FEMININE_UNITS.split()
     meaning = {}
     for lang in LANGUAGES:
         text = format_timedelta(
@@ -835,7 +830,7 @@ def amount(number: Number, currency: str, lang: str) -> str:
         currency_digits=not whole,
         format_type="name",
     )
-    return spell_out(text, number, lang, feminine=currency in FRENCH_FEMININE_UNITS)
+    return spell_out(text, number, lang, feminine=currency in FRENCH_FEMININE_UNITS.split())
 
 
 def draw_money(rng: random.Random) -> Meaning:
@@ -939,18 +934,13 @@ def draw_sum(rng: random.Random) -> Meaning:
 def draw_languages(rng: random.Random) -> Meaning:
     """Draw two or three languages."""
     names = rng.sample(LANGUAGE_NAMES, rng.randint(2, 3))
-    return {
-        lang: Phrase(format_list([name[lang] for name in names], locale=lang)) for lang in LANGUAGES
-    }
+    return {lang: Phrase(format_list([name[lang] for name in names], locale=lang)) for lang in LANGUAGES}
 
 
 def draw_tour(rng: random.Random) -> Meaning:
     """Draw two or three countries, with the preposition "in"."""
     stops = rng.sample(TERRITORIES, rng.randint(2, 3))
-    return {
-        lang: Phrase(format_list([stop[lang].at for stop in stops], locale=lang))
-        for lang in LANGUAGES
-    }
+    return {lang: Phrase(format_list([stop[lang].at for stop in stops], locale=lang)) for lang in LANGUAGES}
 
 
 SLOTS: dict[str, Slot] = {
@@ -1019,9 +1009,7 @@ def compose(frame: Frame, rng: random.Random) -> Sentence:
             meaning = draw(rng)
         meanings[slot] = meaning
     return {
-        lang: finish(
-            template.format_map({slot: meaning[lang] for slot, meaning in meanings.items()}), lang
-        )
+        lang: finish(template.format_map({slot: meaning[lang] for slot, meaning in meanings.items()}), lang)
         for lang, template in frame.templates.items()
     }
 

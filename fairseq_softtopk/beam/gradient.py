@@ -18,14 +18,15 @@ class ScoreGradStats(NamedTuple):
     """Sums over sentences and steps, filled during the backward pass; all 0-dimensional.
 
     Attributes:
-        norm: sum of the norms before the bound, in multiples of the gradient that one gold token's log-probability receives.
+        norm: sum of the norms before the bound, in multiples of the gradient that one gold token's
+            log-probability receives.
         clipped: how often the bound was active.
-        count: how many gradients there were.
+        total: how many gradients there were.
     """
 
     norm: Tensor
     clipped: Tensor
-    count: Tensor
+    total: Tensor
 
     @classmethod
     def zeros(cls, like: Tensor) -> ScoreGradStats:
@@ -53,26 +54,27 @@ class ScoreGradBound:
         """Takes the unit from the result of the search, (bsz,), of which the backward pass comes first."""
         self.stats = ScoreGradStats.zeros(path_lprobs)
         if path_lprobs.requires_grad:
-            path_lprobs.register_hook(self._set_unit)
+            path_lprobs.register_hook(self._set_unit)  # type: ignore[no-untyped-call]
         return self.stats
 
     def watch(self, scores: Tensor, live: Tensor) -> None:
         """Bounds the gradient of ``scores`` (bsz, n) and counts it where ``live`` (bsz,)."""
         if scores.requires_grad:
-            scores.register_hook(lambda grad: self._clip(grad, live))
+            scores.register_hook(lambda grad: self._clip(grad, live))  # type: ignore[no-untyped-call]
 
     def _set_unit(self, grad: Tensor) -> None:
         self._unit = grad.detach().abs().unsqueeze(-1)  # (bsz, 1)
 
     def _clip(self, grad: Tensor, live: Tensor) -> Tensor:
-        assert self._unit is not None and self.stats is not None
-        norm = grad.detach().float().norm(dim=-1, keepdim=True)  # (bsz, 1)
+        assert self._unit is not None
+        assert self.stats is not None
+        norm: Tensor = grad.detach().float().norm(dim=-1, keepdim=True)  # (bsz, 1)
         limit = self.bound * self._unit
         over = norm > limit if self.bound > 0 else torch.zeros_like(norm, dtype=torch.bool)
         relative = (norm / self._unit.clamp(min=torch.finfo(norm.dtype).tiny)).squeeze(-1)
         counted = live & (self._unit.squeeze(-1) > 0)
         self.stats.norm.add_(relative.where(counted, 0.0).sum())
         self.stats.clipped.add_((over.squeeze(-1) & counted).sum())
-        self.stats.count.add_(counted.sum())
-        factor = (limit / norm.clamp(min=torch.finfo(norm.dtype).tiny)).where(over, 1.0)
+        self.stats.total.add_(counted.sum())
+        factor: Tensor = (limit / norm.clamp(min=torch.finfo(norm.dtype).tiny)).where(over, 1.0)
         return grad * factor.to(grad.dtype)

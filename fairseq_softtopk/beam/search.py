@@ -27,13 +27,13 @@ class StepDecoder(Protocol):
         """Embeddings (bsz, beams, E) of tokens (bsz, beams)."""
 
     def mix_embeddings(self, tokens: Tensor, weights: Tensor) -> Tensor:
-        """``E_l = sum_n weights[n, l] w_(tokens[n])`` (paper, eq. 9): (bsz, n), (bsz, n, k) -> (bsz, k, E)."""
+        """Mixed embeddings ``E_l = sum_n weights[n, l] w_(tokens[n])`` (paper, eq. 9), (bsz, k, E)."""
 
     def step(self, embeddings: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """One step on (bsz, beams, E): log-probabilities (bsz, beams, V) in float32, and the new state."""
+        """One step on (bsz, beams, E): log-probabilities (bsz, beams, V), float32, and the new state."""
 
     def mix(self, state: Any, weights: Tensor) -> Any:
-        """``h_l = sum_i weights[i, l] h_i`` (paper, eq. 10) with weights (bsz, beams, k): a state of k beams."""
+        """``h_l = sum_i weights[i, l] h_i`` (paper, eq. 10), weights (bsz, beams, k): a state of k beams."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,7 @@ def gold_lprobs_on_best_path(
         beams = lprobs.size(1)
         gold_lprobs.append(lprobs.gather(2, gold[:, step].view(-1, 1, 1).expand(-1, beams, 1))[..., 0])
         last, live = lengths == step + 1, lengths > step + 1
-        candidates = best_candidates(
-            cumulative, lprobs, config.num_candidates, never, config.eos, last
-        )
+        candidates = best_candidates(cumulative, lprobs, config.num_candidates, never, config.eos, last)
         best_at_end = torch.where(last, candidates.beams[:, 0], best_at_end)
         if step + 1 == num_steps:
             break
@@ -133,9 +131,7 @@ def gold_lprobs_on_best_path(
     on_path = [row.gather(1, path[:, step : step + 1]) for step, row in enumerate(gold_lprobs)]
     real = torch.arange(num_steps, device=gold.device) < lengths.unsqueeze(1)
     path_lprobs = torch.cat(on_path, dim=1).masked_fill(~real, 0.0).sum(1)
-    stats = BeamStats(
-        sharpness.sum(), agreement.sum(), (lengths - 1).sum(), bound.start(path_lprobs)
-    )
+    stats = BeamStats(sharpness.sum(), agreement.sum(), (lengths - 1).sum(), bound.start(path_lprobs))
     return path_lprobs, stats
 
 

@@ -2,8 +2,8 @@
 
     loss = rho * teacher forcing + (1 - rho) * soft beam        (paper, section I.2)
 
-Both parts are negative log-likelihoods of the same gold tokens.  Teacher forcing feeds the gold tokens; the soft
-beam feeds what a beam search would have written, and its gradient also goes through the selections.
+Both parts are negative log-likelihoods of the same gold tokens.  Teacher forcing feeds the gold tokens; the
+soft beam feeds what a beam search would have written, and its gradient also goes through the selections.
 """
 
 import math
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -75,30 +74,21 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
     writable = vocabulary - 3  # a hypothesis never contains bos, pad, nor eos before its end
     size, candidates = cfg.soft_beam_size, cfg.soft_beam_candidates
     if not 0 <= cfg.teacher_forcing_ratio <= 1:
-        raise ValueError(
-            f"--teacher-forcing-ratio must lie in [0, 1], got {cfg.teacher_forcing_ratio}"
-        )
+        raise ValueError(f"--teacher-forcing-ratio must lie in [0, 1], got {cfg.teacher_forcing_ratio}")
     if not 1 <= size <= writable:
         raise ValueError(
             f"--soft-beam-size must lie in [1, {writable}] (the vocabulary of {vocabulary} less bos, pad "
             f"and eos), got {size}"
         )
     if not 0 < cfg.soft_beam_epsilon < math.inf:
-        raise ValueError(
-            f"--soft-beam-epsilon must be positive and finite, got {cfg.soft_beam_epsilon}"
-        )
+        raise ValueError(f"--soft-beam-epsilon must be positive and finite, got {cfg.soft_beam_epsilon}")
     if candidates < size:
-        raise ValueError(
-            f"--soft-beam-candidates must be at least --soft-beam-size {size}, got {candidates}"
-        )
+        raise ValueError(f"--soft-beam-candidates must be at least --soft-beam-size {size}, got {candidates}")
     if not cfg.soft_beam_score_grad_clip >= 0:
-        raise ValueError(
-            f"--soft-beam-score-grad-clip must be at least 0, got {cfg.soft_beam_score_grad_clip}"
-        )
+        raise ValueError(f"--soft-beam-score-grad-clip must be at least 0, got {cfg.soft_beam_score_grad_clip}")
     if str(cfg.soft_beam_cost_scale) not in COST_SCALES:
         raise ValueError(
-            f"--soft-beam-cost-scale must be one of {', '.join(COST_SCALES)}, "
-            f"got {cfg.soft_beam_cost_scale}"
+            f"--soft-beam-cost-scale must be one of {', '.join(COST_SCALES)}, got {cfg.soft_beam_cost_scale}"
         )
 
 
@@ -178,9 +168,7 @@ class SoftBeamCriterion(FairseqCriterion):
             reduction="sum",
         )
 
-    def soft_beam(
-        self, model: nn.Module, encoder_out: Any, sample: dict[str, Any]
-    ) -> tuple[Tensor, BeamStats]:
+    def soft_beam(self, model: nn.Module, encoder_out: Any, sample: dict[str, Any]) -> tuple[Tensor, BeamStats]:
         """The negative log-likelihood of the gold tokens on the best path of the soft beam search."""
         target = sample["target"]
         path_lprobs, stats = gold_lprobs_on_best_path(
@@ -247,7 +235,7 @@ def _loggable(soft_beam: Tensor, stats: BeamStats) -> dict[str, Tensor]:
         "beam_selections": stats.selections,
         "score_grad_norm": stats.score_grad.norm,
         "score_grad_clipped": stats.score_grad.clipped,
-        "score_grad_count": stats.score_grad.count,
+        "score_grad_count": stats.score_grad.total,
     }
 
 

@@ -120,4 +120,3 @@ class LSTMStepDecoder:
 
 def _mix(hidden: Tensor, weights: Tensor) -> Tensor:
     return weights.transpose(1, 2) @ hidden  # (bsz, k, beams) @ (bsz, beams, H)
-

@@ -16,9 +16,7 @@ _STEP_DECODERS: dict[type[nn.Module], Callable[[Any], StepDecoder]] = {
 }
 
 
-def register_step_decoder(
-    decoder_class: type[nn.Module], step_decoder: Callable[[Any], StepDecoder]
-) -> None:
+def register_step_decoder(decoder_class: type[nn.Module], step_decoder: Callable[[Any], StepDecoder]) -> None:
     """Lets ``soft_beam`` train models whose decoder is a ``decoder_class`` (or a subclass of it).
 
     Args:
@@ -44,4 +42,3 @@ def step_decoder_for(model: nn.Module) -> StepDecoder:
         f"{known}; implement fairseq_softtopk.beam.StepDecoder for it and call "
         "fairseq_softtopk.decoders.register_step_decoder"
     )
-

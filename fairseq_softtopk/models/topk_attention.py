@@ -46,9 +46,7 @@ class TopKAttentionConfig(FairseqDataclass):
     adaptive_softmax_cutoff: Optional[str] = _option(
         None, "comma separated list of adaptive softmax cutoff points; needs adaptive_loss"
     )
-    share_decoder_input_output_embed: bool = _option(
-        False, "share decoder input and output embeddings"
-    )
+    share_decoder_input_output_embed: bool = _option(False, "share decoder input and output embeddings")
     share_all_embeddings: bool = _option(
         False, "share encoder, decoder and output embeddings (joint dictionary, equal sizes)"
     )
@@ -75,9 +73,7 @@ class TopKAttentionModel(LSTMModel):
             ValueError: if an option is out of range.
         """
         options = vars(cfg) if isinstance(cfg, Namespace) else OmegaConf.to_container(cfg)
-        args = Namespace(
-            **{"criterion": None, **{k: v for k, v in options.items() if v is not None}}
-        )
+        args = Namespace(**{"criterion": None, **{k: v for k, v in options.items() if v is not None}})
         k, epsilon = args.attention_top_k, args.attention_epsilon
         relaxation = str(args.attention_relaxation)
         if k < 1:

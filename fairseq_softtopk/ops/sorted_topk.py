@@ -3,12 +3,17 @@
 The anchors are k, k-1, ..., 1 for the ranks 1 ... k, and 0 for all other elements (paper, section 4).
 
 **Start at the hard solution.**  Between two neighbouring ranks the hard assignment switches at the
-midpoint ``m_l`` of the l-th and (l+1)-th largest score.  With one difference per threshold,
+midpoint ``m_l`` of the l-th and (l+1)-th largest score.  Rank l is better than rank l + 1 by
 
-    d_il = 2 (x_i - m_l) / epsilon,        L_ij = d_ij + d_i,j+1 + ... + d_ik   (and 0 for "no rank"),
+    L_il - L_i,l+1 = d_il,        d_il = 2 (x_i - m_l) / epsilon.
 
-the hard solution has the potentials zeta = 0, and at any epsilon zeta is a correction of the size of a logarithm
-of n: Newton's method starts close, and differences near a threshold keep all their digits.
+With these logits the hard solution has the potentials zeta = 0, and at any epsilon zeta is a correction of the
+size of a logarithm of n: Newton's method starts close.  As d_il grows with l, the logits
+relative to the best rank of a row are sums of numbers of one sign,
+
+    L_ij - max_l L_il = sum_(l >= j) min(d_il, 0) - sum_(l < j) max(d_il, 0),
+
+in which nothing cancels, however small epsilon is.
 """
 
 from __future__ import annotations
@@ -78,13 +83,7 @@ def _solve(problem: Problem, k: int) -> Tensor:
     middle = _thresholds(problem, k)  # (..., k)
     # Where exactly k elements are alive there is no threshold below them, and the last column is closed.
     closed = middle == -math.inf
-    slopes = [
-        problem.slopes(middle[..., rank : rank + 1].masked_fill(closed[..., rank : rank + 1], 0.0))
-        for rank in range(k)
-    ]
-    logits = torch.stack([*slopes, torch.zeros_like(slopes[0])], dim=-1)
-    logits = logits.flip(-1).cumsum(-1).flip(-1)  # (..., n, k + 1)
-
+    logits = _logits(problem, middle.masked_fill(closed, 0.0))
     alive = problem.alive.to(logits.dtype)
     unranked = alive.sum(-1, keepdim=True) - k
     col_mass = torch.cat([torch.ones_like(middle), unranked], dim=-1)
@@ -93,6 +92,15 @@ def _solve(problem: Problem, k: int) -> Tensor:
     if bool(middle.isnan().any()):
         check_contents(problem.scores, problem.alive, k)
     return transport_plan(logits, alive, column_potentials(logits, alive, col_mass, start))
+
+
+def _logits(problem: Problem, middle: Tensor) -> Tensor:
+    """How much worse each rank is than the best of its row, (..., n, k + 1)."""
+    steps = torch.stack([problem.slopes(m) for m in middle.unsqueeze(-1).unbind(-2)], dim=-1)  # d, (..., n, k)
+    worse_above, worse_below = steps.masked_fill(steps > 0, 0.0), steps.masked_fill(steps <= 0, 0.0)
+    none = torch.zeros_like(steps[..., :1])
+    above = torch.cat([worse_above.flip(-1).cumsum(-1).flip(-1), none], dim=-1)
+    return above - torch.cat([none, worse_below.cumsum(-1)], dim=-1)
 
 
 def _thresholds(problem: Problem, k: int) -> Tensor:

@@ -110,7 +110,7 @@ def _exponent(
         return problem.scores
     top, origin = _split(problem, count)
     z = problem.slopes(origin).masked_fill(~problem.alive, -math.inf)
-    shift: Tensor = _Shift.apply(z, top, problem, count)
+    shift: Tensor = _Shift.apply(z, top, problem, count)  # type: ignore[no-untyped-call]
     return (z + shift).masked_fill(~problem.alive, -math.inf)
 
 

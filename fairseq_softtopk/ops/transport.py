@@ -51,9 +51,7 @@ def transport_plan(logits: Tensor, row_mass: Tensor, zeta: Tensor) -> Tensor:
     return torch.softmax(logits + zeta.unsqueeze(-2), dim=-1) * row_mass.unsqueeze(-1)
 
 
-def solve_potentials(
-    logits: Tensor, row_mass: Tensor, col_mass: Tensor, start: Tensor
-) -> Potentials:
+def solve_potentials(logits: Tensor, row_mass: Tensor, col_mass: Tensor, start: Tensor) -> Potentials:
     """Maximises the semi-dual by Newton's method, with step halving.
 
     Args:
@@ -87,11 +85,11 @@ def solve_potentials(
     return Potentials(zeta, residual, iteration)
 
 
-def column_potentials(
-    logits: Tensor, row_mass: Tensor, col_mass: Tensor, start: Tensor
-) -> Tensor:
+def column_potentials(logits: Tensor, row_mass: Tensor, col_mass: Tensor, start: Tensor) -> Tensor:
     """The potentials of :func:`solve_potentials` as a differentiable function of ``logits``."""
-    zeta: Tensor = _ColumnPotentials.apply(logits, row_mass, col_mass, start)
+    zeta: Tensor = _ColumnPotentials.apply(  # type: ignore[no-untyped-call]
+        logits, row_mass, col_mass, start
+    )
     return zeta
 
 
@@ -102,9 +100,7 @@ class _ColumnPotentials(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, row_mass: Tensor, col_mass: Tensor, start: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, row_mass: Tensor, col_mass: Tensor, start: Tensor) -> Tensor:
         zeta, residual, iterations = solve_potentials(logits, row_mass, col_mass, start)
         # A NaN is left to the caller, who can say what is wrong with the scores.
         if bool((residual > TOLERANCE).any()):
@@ -127,9 +123,7 @@ class _ColumnPotentials(torch.autograd.Function):
         return plan * (share - step), None, None, None
 
 
-def _semi_dual(
-    logits: Tensor, row_mass: Tensor, col_mass: Tensor, zeta: Tensor
-) -> tuple[Tensor, Tensor]:
+def _semi_dual(logits: Tensor, row_mass: Tensor, col_mass: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor]:
     """The value of D (...,) and the plan (..., n, m) at zeta."""
     shifted = logits + zeta.unsqueeze(-2)
     norm = shifted.logsumexp(-1, keepdim=True)
@@ -166,5 +160,5 @@ def _solve_laplacian(matrix: Tensor, rhs: Tensor) -> Tensor:
     scaled = matrix / (root.unsqueeze(-1) * root.unsqueeze(-2))
     scaled = scaled + null.unsqueeze(-1) * null.unsqueeze(-2)
     ridge = torch.where(movable, 1e-13, 1.0)
-    solution = torch.linalg.solve(scaled + torch.diag_embed(ridge), (rhs / root).unsqueeze(-1))
+    solution: Tensor = torch.linalg.solve(scaled + torch.diag_embed(ridge), (rhs / root).unsqueeze(-1))
     return (solution.squeeze(-1) / root).where(movable, 0.0)

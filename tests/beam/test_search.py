@@ -1,0 +1,147 @@
+import dataclasses
+
+import pytest
+import torch
+from naive_soft_beam import soft_beam_loss
+
+from fairseq_softtopk.beam import BeamConfig, gold_lprobs_on_best_path
+
+LENGTHS = [(5, 4), (3, 6), (2, 1), (4, 2)]
+
+
+@pytest.fixture
+def config(task):
+    dictionary = task.target_dictionary
+    return BeamConfig(
+        size=3,
+        epsilon=0.7,
+        num_candidates=10_000,
+        cost_scale="none",
+        score_grad_bound=0.0,
+        eos=dictionary.eos(),
+        never=(dictionary.pad(), dictionary.bos()),
+    )
+
+
+def search(model, sample, config):
+    from fairseq_softtopk.decoders import step_decoder_for
+
+    net_input = sample["net_input"]
+    return gold_lprobs_on_best_path(
+        step_decoder_for(model),
+        model.encoder(net_input["src_tokens"], net_input["src_lengths"]),
+        net_input["prev_output_tokens"][:, :1],
+        sample["target"],
+        sample["target"].ne(1).sum(1),
+        config,
+    )
+
+
+def sentences(sample):
+    """The un-padded (source, target) of every sentence of a batch."""
+    for source, target in zip(sample["net_input"]["src_tokens"], sample["target"], strict=True):
+        yield source[source != 1], target[target != 1]
+
+
+MODELS = [
+    ("lstm", {}),
+    ("lstm", {"encoder_layers": 2, "decoder_layers": 2}),
+    ("lstm", {"encoder_bidirectional": True, "decoder_out_embed_dim": 5}),
+    ("lstm", {"share_all_embeddings": True, "decoder_attention": "0"}),
+    ("topk_attention", {"encoder_bidirectional": True}),
+]
+
+
+@pytest.mark.parametrize("arch, options", MODELS)
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_equals_the_nested_loops_on_padded_batches(make_model, make_sample, config, arch, options, size):
+    """Loss and the gradient of every parameter, for a batch with padding on either side."""
+    model, sample = make_model(arch, **options), make_sample(LENGTHS)
+    config = dataclasses.replace(config, size=size)
+    expected = sum(
+        soft_beam_loss(model, source, gold, size, config.epsilon, pad=1, bos=0, eos=2)
+        for source, gold in sentences(sample)
+    )
+    expected_grads = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
+    loss = -search(model, sample, config)[0].sum()
+    grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    torch.testing.assert_close(loss.double(), expected, atol=2e-5, rtol=0)  # lprobs are float32
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        if expected_grad is None:
+            assert grad is None or grad.abs().max() == 0
+        else:
+            torch.testing.assert_close(grad, expected_grad, atol=1e-4, rtol=1e-4)
+
+
+def test_a_sentence_does_not_depend_on_its_batch(make_model, make_sample, config):
+    model = make_model("topk_attention", encoder_bidirectional=True)
+    sample = make_sample(LENGTHS)
+    together, _ = search(model, sample, config)
+    for row, (source, gold) in enumerate(sentences(sample)):
+        alone = {
+            "net_input": {
+                "src_tokens": source[None],
+                "src_lengths": torch.tensor([len(source)]),
+                "prev_output_tokens": torch.tensor([[2]]),
+            },
+            "target": gold[None],
+        }
+        torch.testing.assert_close(search(model, alone, config)[0][0], together[row], atol=1e-5, rtol=0)
+
+
+def hard_beam_gold_lprob(model, source, gold, k):
+    """A textbook beam search over token sequences, with the stock decoder run anew on every prefix."""
+    encoder_out = model.encoder(source[None], torch.tensor([len(source)]))
+    hypotheses = [((2,), 0.0, 0.0)]
+    for step, token in enumerate(gold.tolist()):
+        extended = []
+        for prefix, score, gold_lprob in hypotheses:
+            logits, _ = model.decoder(torch.tensor([prefix]), encoder_out)
+            lprobs = logits[0, -1].log_softmax(0).tolist()
+            for word, lprob in enumerate(lprobs):
+                if word not in (0, 1) and (word != 2 or step + 1 == len(gold)):
+                    extended.append(((*prefix, word), score + lprob, gold_lprob + lprobs[token]))
+        hypotheses = sorted(extended, key=lambda hypothesis: -hypothesis[1])[:k]
+    return hypotheses[0][2]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("num_candidates", [4, 10_000])
+def test_tends_to_a_hard_beam_search_as_epsilon_vanishes(make_model, make_sample, config, size, num_candidates):
+    model, sample = make_model("lstm", encoder_bidirectional=True).eval(), make_sample(LENGTHS, seed=3)
+    config = dataclasses.replace(config, size=size, epsilon=1e-7, num_candidates=num_candidates)
+    with torch.no_grad():
+        got, stats = search(model, sample, config)
+        expected = [hard_beam_gold_lprob(model, *pair, size) for pair in sentences(sample)]
+    torch.testing.assert_close(got, torch.tensor(expected), atol=1e-4, rtol=0)
+    assert stats.sharpness / stats.selections == 1 and stats.agreement / stats.selections == 1
+    assert stats.selections == sum(target - 1 for _, target in LENGTHS)
+
+
+def test_preselected_candidates_change_nothing_where_the_others_have_no_weight(make_model, make_sample, config):
+    model, sample = make_model(), make_sample(LENGTHS)
+    config = dataclasses.replace(config, epsilon=0.05)
+    everything, _ = search(model, sample, config)
+    best, _ = search(model, sample, dataclasses.replace(config, num_candidates=20))
+    torch.testing.assert_close(best, everything, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.2, 4096.0])
+def test_bound_limits_the_gradient_in_its_own_unit(make_model, make_sample, config, weight):
+    """The loss may be weighted or scaled: the bounded gradient is scaled by it, and so is nothing else."""
+    model, sample = make_model("topk_attention"), make_sample(LENGTHS)
+
+    def gradient(bound, weight):
+        path, stats = search(model, sample, dataclasses.replace(config, score_grad_bound=bound, epsilon=0.1))
+        grads = torch.autograd.grad(-weight * path.sum(), list(model.decoder.parameters()))
+        return torch.cat([grad.flatten() for grad in grads]) / weight, stats.score_grad
+
+    literal, before = gradient(0.0, 1.0)
+    bounded, stats = gradient(0.5, weight)
+    assert before.clipped == 0 and stats.clipped > 0 and stats.total == before.total == 9
+    assert bounded.norm() < literal.norm()
+    torch.testing.assert_close(bounded, gradient(0.5, 1.0)[0], atol=1e-6, rtol=1e-5)
+    loose, stats = gradient(1e9, weight)
+    torch.testing.assert_close(loose, literal, atol=1e-5, rtol=1e-5)
+    assert stats.clipped == 0
+    torch.testing.assert_close(stats.norm, before.norm, rtol=1e-4, atol=0)

@@ -1,0 +1,73 @@
+"""One seed per test, and small fairseq models, tasks and batches to test with."""
+
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(1)
+
+
+@pytest.fixture
+def task():
+    """A translation task as far as models and criterions look at it: two dictionaries of 12 words."""
+    from fairseq.data import Dictionary
+
+    dictionary = Dictionary()
+    for word in range(12):
+        dictionary.add_symbol(f"w{word}")
+    return SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+
+
+@pytest.fixture
+def make_model(task):
+    """Builds a tiny LSTM in float64, without dropout: ``make_model("topk_attention", **options)``."""
+    from fairseq.models import ARCH_MODEL_REGISTRY
+
+    import fairseq_softtopk.plugin  # noqa: F401  (registers the architecture)
+
+    def build(arch: str = "lstm", **options):
+        sizes = {
+            name: 8
+            for name in (
+                "encoder_embed_dim",
+                "encoder_hidden_size",
+                "decoder_embed_dim",
+                "decoder_hidden_size",
+                "decoder_out_embed_dim",
+            )
+        }
+        topk = {"attention_top_k": 2, "attention_epsilon": 0.1, "attention_relaxation": "soft_topk"}
+        settings = {"dropout": 0.0, "criterion": None, **sizes, **(topk if arch != "lstm" else {}), **options}
+        model = ARCH_MODEL_REGISTRY[arch].build_model(Namespace(**settings), task).double()
+        for parameter in model.parameters():  # fairseq's initial weights hardly tell tokens apart
+            torch.nn.init.uniform_(parameter, -1, 1)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def make_sample(task):
+    """Makes a batch as fairseq's translation task does: ``make_sample([(source length, target length)])``."""
+    from fairseq.data.language_pair_dataset import collate
+
+    def make(lengths: list[tuple[int, int]], seed: int = 0):
+        generator = torch.Generator().manual_seed(seed)
+        dictionary = task.target_dictionary
+
+        def sentence(length: int) -> torch.Tensor:
+            words = torch.randint(dictionary.nspecial, len(dictionary), (length - 1,), generator=generator)
+            return torch.cat([words, torch.tensor([dictionary.eos()])])
+
+        pairs = [
+            {"id": i, "source": sentence(source), "target": sentence(target)}
+            for i, (source, target) in enumerate(lengths)
+        ]
+        return collate(pairs, dictionary.pad(), dictionary.eos(), left_pad_source=True)
+
+    return make

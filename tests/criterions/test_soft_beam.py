@@ -1,0 +1,178 @@
+import math
+
+import pytest
+import torch
+from fairseq.criterions.cross_entropy import CrossEntropyCriterion
+from fairseq.logging import metrics
+
+from fairseq_softtopk import plugin  # noqa: F401
+from fairseq_softtopk.criterions.soft_beam import SoftBeamConfig, SoftBeamCriterion
+
+LENGTHS = [(5, 4), (3, 6), (2, 1), (4, 2)]
+
+
+@pytest.fixture
+def make_criterion(task):
+    def build(**options):
+        return SoftBeamCriterion(task, SoftBeamConfig(sentence_avg=False, **{"soft_beam_size": 3, **options}))
+
+    return build
+
+
+def test_rho_one_is_stock_cross_entropy_to_the_last_bit(make_model, make_sample, make_criterion, task):
+    model, sample = make_model("topk_attention", encoder_bidirectional=True), make_sample(LENGTHS)
+    expected, expected_size, _ = CrossEntropyCriterion(task, sentence_avg=False)(model, sample)
+    expected_grads = torch.autograd.grad(expected, list(model.parameters()))
+    loss, size, logged = make_criterion(teacher_forcing_ratio=1.0)(model, sample)
+    grads = torch.autograd.grad(loss, list(model.parameters()))
+    assert torch.equal(loss, expected) and size == expected_size
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
+    assert "soft_beam_loss" not in logged
+
+
+def test_loss_is_the_mixture_of_its_two_parts(make_model, make_sample, make_criterion):
+    model, sample = make_model(), make_sample(LENGTHS)
+    teacher_forcing = make_criterion(teacher_forcing_ratio=1.0)(model, sample)[0]
+    soft_beam = make_criterion(teacher_forcing_ratio=0.0)(model, sample)[0]
+    mixed, _, logged = make_criterion(teacher_forcing_ratio=0.8)(model, sample)
+    torch.testing.assert_close(mixed, 0.8 * teacher_forcing + 0.2 * soft_beam)
+    torch.testing.assert_close(logged["soft_beam_loss"], soft_beam.detach())
+    torch.testing.assert_close(logged["teacher_forcing_loss"], teacher_forcing.detach())
+
+
+def test_rho_zero_runs_no_teacher_forcing_decoder_pass(make_model, make_sample, make_criterion, monkeypatch):
+    model, sample = make_model(), make_sample(LENGTHS)
+    monkeypatch.setattr(model.decoder, "forward", None)
+    loss, _, logged = make_criterion(teacher_forcing_ratio=0.0)(model, sample)
+    assert loss.isfinite() and "teacher_forcing_loss" not in logged
+
+
+def test_encodes_the_batch_once(make_model, make_sample, make_criterion):
+    model, calls = make_model(), []
+    model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    make_criterion()(model, make_sample(LENGTHS))
+    assert len(calls) == 1
+
+
+def test_one_sharp_beam_feeds_what_greedy_search_writes(make_model, make_sample, make_criterion):
+    model, sample = make_model().requires_grad_(False), make_sample([(4, 5)])
+    criterion = make_criterion(soft_beam_size=1, soft_beam_epsilon=1e-6, teacher_forcing_ratio=0.0)
+    tokens = torch.tensor([[2]])
+    encoder_out = model.encoder(sample["net_input"]["src_tokens"], sample["net_input"]["src_lengths"])
+    while tokens.size(1) < 5:  # greedy: never pad, bos, eos
+        logits = model.decoder(tokens, encoder_out)[0][:, -1]
+        logits[:, [0, 1, 2]] = -math.inf
+        tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=1)
+    greedy = {
+        "net_input": {**sample["net_input"], "prev_output_tokens": tokens},
+        "target": sample["target"],
+        "ntokens": 5,
+    }
+    expected = make_criterion(teacher_forcing_ratio=1.0)(model, greedy)[0]
+    torch.testing.assert_close(criterion(model, sample)[0], expected, atol=1e-5, rtol=0)
+
+
+def test_sentence_avg_counts_sentences(make_model, make_sample, task):
+    criterion = SoftBeamCriterion(task, SoftBeamConfig(sentence_avg=True, soft_beam_size=2))
+    assert criterion(make_model(), make_sample(LENGTHS))[1] == len(LENGTHS)
+
+
+def test_log_shows_losses_sharpness_agreement_and_the_gradient_before_the_bound(
+    make_model, make_sample, make_criterion
+):
+    model, criterion, outputs = make_model(), make_criterion(), []
+    for seed in (0, 1):
+        loss, _, logged = criterion(model, make_sample(LENGTHS, seed=seed))
+        loss.backward()
+        outputs.append(logged)
+    summed = {key: sum(float(output[key]) for output in outputs) for key in outputs[0]}
+    values = []
+    for logging_outputs in (outputs, [summed]):  # ranks may add up first
+        with metrics.aggregate(new_root=True) as aggregator:
+            criterion.reduce_metrics(logging_outputs)
+        values.append(aggregator.get_smoothed_values())
+    assert values[0] == pytest.approx(values[1], abs=2e-3)
+    assert set(values[0]) == {
+        "loss",
+        "teacher_forcing_loss",
+        "soft_beam_loss",
+        "ppl",
+        "sharpness",
+        "agreement",
+        "score_grad_norm",
+        "score_grad_clipped",
+    }
+    expected = sum(float(output["soft_beam_loss"]) for output in outputs) / 26 / math.log(2)
+    assert values[0]["soft_beam_loss"] == pytest.approx(expected, abs=1e-3)
+    assert 0 < values[0]["sharpness"] <= 1 and 0 < values[0]["agreement"] <= 1
+    assert values[0]["score_grad_norm"] > 0
+    assert criterion.logging_outputs_can_be_summed()
+
+
+def test_validation_logs_no_gradient(make_model, make_sample, make_criterion):
+    criterion = make_criterion()
+    with torch.no_grad():
+        _, _, logged = criterion(make_model().eval(), make_sample(LENGTHS))
+    with metrics.aggregate(new_root=True) as aggregator:
+        criterion.reduce_metrics([logged])
+    assert "score_grad_norm" not in aggregator.get_smoothed_values()
+
+
+@pytest.mark.parametrize("cost_scale", ["max", "batch_max"])
+def test_literal_cost_makes_the_beam_an_average(make_model, make_sample, make_criterion, cost_scale):
+    """Design fact: with the cost divided by its maximum, epsilon = 0.1 is not sharp at all."""
+    model, sample = make_model(), make_sample([(5, 9), (4, 9)])
+
+    def sharpness(scale):
+        logged = make_criterion(soft_beam_cost_scale=scale)(model, sample)[2]
+        return float(logged["beam_sharpness"] / logged["beam_selections"])
+
+    assert sharpness(cost_scale) < 0.6 < sharpness("none")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"teacher_forcing_ratio": 1.5}, r"--teacher-forcing-ratio must lie in \[0, 1\], got 1.5"),
+        ({"teacher_forcing_ratio": -0.1}, r"--teacher-forcing-ratio must lie in \[0, 1\], got -0.1"),
+        ({"teacher_forcing_ratio": math.nan}, "got nan"),
+        ({"soft_beam_size": 0}, r"--soft-beam-size must lie in \[1, 13\] .*, got 0"),
+        ({"soft_beam_size": 14}, r"--soft-beam-size must lie in \[1, 13\] .*, got 14"),
+        ({"soft_beam_epsilon": 0.0}, "--soft-beam-epsilon must be positive and finite, got 0.0"),
+        ({"soft_beam_epsilon": math.inf}, "--soft-beam-epsilon must be positive and finite, got inf"),
+        ({"soft_beam_candidates": 2}, "--soft-beam-candidates must be at least --soft-beam-size 3, got 2"),
+        ({"soft_beam_score_grad_clip": -1.0}, "--soft-beam-score-grad-clip must be at least 0, got -1.0"),
+        (
+            {"soft_beam_cost_scale": "mean"},
+            "--soft-beam-cost-scale must be one of none, max, batch_max, got mean",
+        ),
+    ],
+)
+def test_bad_options_name_the_value(make_criterion, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_criterion(**options)
+
+
+def test_a_beam_as_large_as_the_vocabulary_allows(make_model, make_sample, make_criterion):
+    loss = make_criterion(soft_beam_size=13)(make_model(), make_sample(LENGTHS))[0]
+    loss.backward()
+    assert loss.isfinite()
+
+
+def test_a_model_without_encoder_is_refused(make_sample, make_criterion):
+    with pytest.raises(ValueError, match="encoder-decoder models, got Linear without an encoder"):
+        make_criterion()(torch.nn.Linear(1, 1), make_sample(LENGTHS))
+
+
+def test_a_model_that_cannot_be_stepped_is_refused(make_model, make_sample, make_criterion):
+    class OddDecoder(torch.nn.Module):
+        forward = staticmethod(lambda tokens, **_: (torch.randn(*tokens.shape, 16), None))
+
+        def get_normalized_probs(self, net_output, log_probs, sample):
+            return net_output[0].log_softmax(-1)
+
+    model = make_model()
+    del model.decoder
+    model.decoder = OddDecoder()
+    with pytest.raises(ValueError, match="cannot step the decoder OddDecoder of LSTMModel"):
+        make_criterion()(model, make_sample(LENGTHS))

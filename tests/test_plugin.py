@@ -1,0 +1,53 @@
+"""What importing the package does, by every route, each in a fresh process."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code: str, cwd) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_operators_and_beam_import_nothing_but_torch(tmp_path):
+    run(
+        "import sys, torch; before = set(sys.modules)\n"
+        "import fairseq_softtopk.ops, fairseq_softtopk.beam\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "others = new - {'torch', 'fairseq_softtopk'} - sys.stdlib_module_names\n"
+        "assert not others, others",
+        tmp_path,
+    )
+
+
+IMPORT = "import fairseq_softtopk.ops\n"
+USER_DIR = (
+    "from argparse import Namespace; from fairseq.utils import import_user_module\n"
+    "import_user_module(Namespace(user_dir='fairseq_softtopk'))\n"
+)
+PLUGIN = "import fairseq_softtopk.plugin\n"
+REGISTERED = (
+    "from fairseq.criterions import CRITERION_REGISTRY; from fairseq.models import ARCH_MODEL_REGISTRY\n"
+    "assert {'soft_beam', 'soft_beam_search'} <= CRITERION_REGISTRY.keys()\n"
+    "assert {'topk_attention', 'topk_attention_tiny'} <= ARCH_MODEL_REGISTRY.keys()\n"
+)
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        USER_DIR,
+        PLUGIN,
+        USER_DIR + USER_DIR,
+        PLUGIN + USER_DIR,
+        USER_DIR + PLUGIN,
+        IMPORT + PLUGIN + USER_DIR,
+        IMPORT + USER_DIR + PLUGIN,
+        "import fairseq\n" + IMPORT + USER_DIR,
+    ],
+)
+def test_the_plugin_registers_once_by_any_route(tmp_path, route):
+    run(route + REGISTERED, tmp_path)
