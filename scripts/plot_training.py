@@ -1,0 +1,74 @@
+"""Draws what fairseq-train logged: ``python scripts/plot_training.py LOG... --out PNG``.
+
+A log is what ``fairseq-train --log-format simple`` printed; the folder that it lies in names its curve.  One panel a
+quantity: teacher-forcing and soft-beam loss, in bits per token, and what the criterion ``soft_beam`` says about its beam.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+PANELS = {
+    "teacher_forcing_loss": "teacher-forcing loss (bits per token)",
+    "soft_beam_loss": "soft-beam loss (bits per token)",
+    "sharpness": "sharpness of the selection",
+    "score_grad_norm": "score gradient before the bound",
+}
+UPDATE = re.compile(r"num_updates=(\d+)")
+VALUE = re.compile(r"\b(\w+)=([-+.\deE]+)")
+
+Curves = dict[str, list[tuple[int, float]]]
+
+
+def read_log(path: Path) -> Curves:
+    """For each logged quantity, (update, value) in order; a resumed run overwrites what it repeats."""
+    curves: dict[str, dict[int, float]] = {}
+    for line in path.read_text().splitlines():
+        update = UPDATE.search(line)
+        if "| train_inner |" not in line or update is None:
+            continue
+        for name, value in VALUE.findall(line):
+            curves.setdefault(name, {})[int(update[1])] = float(value)
+    return {name: sorted(points.items()) for name, points in curves.items()}
+
+
+def draw(logs: dict[str, Curves], out: Path) -> None:
+    """One panel for every quantity that at least one of the logs has."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = {name: title for name, title in PANELS.items() if any(name in curves for curves in logs.values())}
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False)
+    for axis, (name, title) in zip(axes[0], panels.items(), strict=True):
+        for label, curves in logs.items():
+            if name in curves:
+                axis.plot(*zip(*curves[name], strict=True), marker=".", label=label)
+        axis.set(title=title, xlabel="update")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(out, dpi=120)
+
+
+def main() -> None:
+    """Reads the logs and draws them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("logs", nargs="+", type=Path, metavar="LOG")
+    parser.add_argument("--out", type=Path, required=True, metavar="PNG")
+    args = parser.parse_args()
+    logs = {}
+    for path in args.logs:
+        if not path.is_file():
+            parser.error(f"{path} is not a file")
+        logs[path.resolve().parent.name] = read_log(path)
+        if not logs[path.resolve().parent.name]:
+            parser.error(f"{path} holds no training log: was it written with --log-format simple?")
+    draw(logs, args.out)
+
+
+if __name__ == "__main__":
+    main()
