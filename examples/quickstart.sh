@@ -20,7 +20,7 @@ data=${DATA:-}
 src=${SRC:-en} tgt=${TGT:-de} seed=${SEED:-1}
 
 pairs=8000 held_out=500 merges=1500
-pretrain_updates=550 finetune_updates=150
+pretrain_updates=600 finetune_updates=150
 max_tokens=1000
 case ${1:-} in
   '') ;;
@@ -66,8 +66,8 @@ step() { # step NAME COMMAND...: runs the command unless it has succeeded before
 logged() { # logged FILE COMMAND...: everything into the file, what shows progress onto the terminal
   local log=$1
   shift
-  "$@" 2>&1 | tee -a "$log" | grep --line-buffered -oE '(train_inner|valid) \| .*|Translated .*' |
-    cut -c-150 || [ "${PIPESTATUS[0]}" -eq 0 ] || { tail -n 15 "$log" >&2 && fail "$1 failed, see $log"; }
+  "$@" 2>&1 | tee -a "$log" | grep --line-buffered -oE '(train_inner|valid) \| .{,120}|Translated .*' ||
+    [ "${PIPESTATUS[0]}" -eq 0 ] || { tail -n 15 "$log" >&2 && fail "$1 failed, see $log"; }
 }
 
 # ---------------------------------------------------------------------------------------- sentences
@@ -121,21 +121,21 @@ train() { # train NAME OPTIONS...: resumes from checkpoint_last.pt if there is o
   local begin=$SECONDS
   logged "$run/$name/train.log" fairseq-train "$run/data-bin" \
     --user-dir fairseq_softtopk --arch topk_attention_tiny --share-all-embeddings --encoder-embed-dim 256 \
-    --dropout 0.1 --optimizer adam --clip-norm 1 --max-tokens "$max_tokens" --required-batch-size-multiple 1 \
+    --dropout 0.1 --optimizer adam --max-tokens "$max_tokens" --required-batch-size-multiple 1 \
     --seed "$seed" --save-dir "$run/$name" --no-epoch-checkpoints --log-format simple --log-interval 25 "$@"
   echo $((SECONDS - begin)) >> "$run/$name/seconds" # one line for each time it was started
 }
 
 pretrain() {
   train pretrained --criterion soft_beam --teacher-forcing-ratio 1 --max-update "$pretrain_updates" \
-    --lr 5e-3 --lr-scheduler inverse_sqrt --warmup-updates 100
+    --lr 5e-3
 }
 
 finetune() { # finetune NAME OPTIONS...
   local name=$1
   shift
   train "$name" --finetune-from-model "$run/pretrained/checkpoint_last.pt" --max-update "$finetune_updates" \
-    --lr 5e-4 --criterion soft_beam "$@"
+    --lr 5e-4 --clip-norm 1 --criterion soft_beam "$@"
 }
 
 # ------------------------------------------------------------------------------------------ scoring

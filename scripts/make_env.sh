@@ -52,7 +52,7 @@ if [ ! -e "$stamp" ]; then
   install_torch
   say "fairseq and the other requirements ($extras)"
   pip install setuptools wheel cython numpy
-  pip install --no-build-isolation "$root[$extras]"
+  pip install --no-build-isolation "${root}[$extras]"
   touch "$stamp"
 fi
 

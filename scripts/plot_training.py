@@ -1,7 +1,7 @@
 """Draws what fairseq-train logged: ``python scripts/plot_training.py LOG... --out PNG``.
 
-A log is what ``fairseq-train --log-format simple`` printed; the folder that it lies in names its curve.  One panel a
-quantity: teacher-forcing and soft-beam loss, in bits per token, and what the criterion ``soft_beam`` says about its beam.
+A log is what ``fairseq-train --log-format simple`` printed; the folder that it lies in names its curve.
+One panel a quantity: teacher-forcing and soft-beam loss, and what ``soft_beam`` says about its beam.
 """
 
 from __future__ import annotations

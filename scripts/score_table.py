@@ -1,7 +1,7 @@
 """Prints a Markdown table of scores: ``python scripts/score_table.py FOLDER...``, one row a folder.
 
-A folder holds ``scores.json``, what ``sacrebleu -m bleu chrf`` printed, and ``seconds``, how long its training took
-(one line for each time it was started).  Its name is the system's.
+A folder holds ``scores.json``, what ``sacrebleu -m bleu chrf`` printed, and ``seconds``, how long its
+training took (one line for each time it was started).  Its name is the system's.
 """
 
 from __future__ import annotations
