@@ -20,7 +20,7 @@ data=${DATA:-}
 src=${SRC:-en} tgt=${TGT:-de} seed=${SEED:-1}
 
 pairs=8000 held_out=500 merges=1500
-pretrain_updates=600 finetune_updates=150
+pretrain_updates=500 finetune_updates=150
 max_tokens=1000
 case ${1:-} in
   '') ;;
@@ -66,7 +66,7 @@ step() { # step NAME COMMAND...: runs the command unless it has succeeded before
 logged() { # logged FILE COMMAND...: everything into the file, what shows progress onto the terminal
   local log=$1
   shift
-  "$@" 2>&1 | tee -a "$log" | grep --line-buffered -oE '(train_inner|valid) \| .{,120}|Translated .*' ||
+  "$@" 2>&1 | tee -a "$log" | grep --line-buffered -oE '(train_inner|valid) \| .{,190}|Translated .*' ||
     [ "${PIPESTATUS[0]}" -eq 0 ] || { tail -n 15 "$log" >&2 && fail "$1 failed, see $log"; }
 }
 

@@ -8,6 +8,7 @@ The sentence is raw text: it is tokenised (Moses) and split (subword-nmt) as for
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 import torch
@@ -81,6 +82,7 @@ def main() -> None:
             parser.error(f"{path} does not exist")
     if not args.sentence.strip():
         parser.error("--sentence is empty")
+    logging.disable(logging.INFO)  # fairseq has hydra turn on everybody's debug messages
     drawn = translate(str(args.checkpoint), str(args.data), str(args.bpe_codes), args.sentence)
     draw(*drawn, args.out)
 

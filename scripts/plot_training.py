@@ -48,6 +48,8 @@ def draw(logs: dict[str, Curves], out: Path) -> None:
             if name in curves:
                 axis.plot(*zip(*curves[name], strict=True), marker=".", label=label)
         axis.set(title=title, xlabel="update")
+        if name == "sharpness":
+            axis.set_ylim(0, 1)
         axis.grid(alpha=0.3)
         axis.legend()
     figure.tight_layout()

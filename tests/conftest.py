@@ -1,6 +1,9 @@
 """One seed per test, and small fairseq models, tasks and batches to test with."""
 
+import subprocess
+import sys
 from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -71,3 +74,40 @@ def make_sample(task):
         return collate(pairs, dictionary.pad(), dictionary.eos(), left_pad_source=True)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory):
+    """A folder with 200 sentence pairs of the embedded corpus: text, BPE codes and ``data-bin``."""
+    folder = tmp_path_factory.mktemp("tiny")
+    script = Path(__file__).parents[1] / "scripts" / "write_corpus.py"
+    commands = f"""
+    set -euo pipefail
+    {sys.executable} {script} --target de --out . --train 200 --valid 20 --test 13
+    for split in train valid test; do
+      for lang in en de; do sacremoses -q -l $lang tokenize -a < $split.$lang > $split.tok.$lang; done
+    done
+    cat train.tok.en train.tok.de | subword-nmt learn-bpe -s 200 -o codes
+    for split in train valid test; do
+      for lang in en de; do subword-nmt apply-bpe -c codes < $split.tok.$lang > $split.bpe.$lang; done
+    done
+    fairseq-preprocess -s en -t de --joined-dictionary --destdir data-bin \\
+      --trainpref train.bpe --validpref valid.bpe --testpref test.bpe
+    """
+    done = subprocess.run(["bash", "-c", commands], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shell(tiny_corpus):
+    """Runs a command in the folder of the tiny corpus; returns what it printed, stdout first."""
+
+    def run(command: list[str], stdin: str = "") -> str:
+        done = subprocess.run(
+            command, cwd=tiny_corpus, input=stdin, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    return run

@@ -1,0 +1,168 @@
+"""The stock fairseq commands, as subprocesses, on a tiny corpus, from a folder of their own."""
+
+import re
+import subprocess
+
+import pytest
+
+PLUGIN = ["--user-dir", "fairseq_softtopk"]
+WHOLE = ["--max-tokens", "400", "--required-batch-size-multiple", "1"]
+TRAIN = [
+    "--share-all-embeddings", "--dropout", "0.1", "--optimizer", "adam", "--lr", "1e-3", *WHOLE,
+    "--log-format", "simple", "--log-interval", "1", "--num-workers", "0", "--no-epoch-checkpoints",
+]  # fmt: skip
+TINY = ["--arch", "topk_attention_tiny", "--encoder-embed-dim", "256"]
+LSTM = [
+    "--arch", "lstm", "--encoder-embed-dim", "32", "--decoder-embed-dim", "32", "--decoder-out-embed-dim", "32",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def train(tiny_corpus):
+    """Runs ``fairseq-train`` on the tiny corpus, returns what it printed."""
+
+    def run(*options: str) -> subprocess.CompletedProcess:
+        command = ["fairseq-train", "data-bin", *TRAIN, *PLUGIN, *options]
+        return subprocess.run(command, cwd=tiny_corpus, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(train, tiny_corpus):
+    """The log and the checkpoint of three updates with ``soft_beam``."""
+    done = train(*TINY, "--criterion", "soft_beam", "--max-update", "3", "--save-dir", "tiny")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr + done.stdout, "tiny/checkpoint_last.pt"
+
+
+def updates(log: str) -> list[dict[str, float]]:
+    """What every ``train_inner`` line says."""
+    lines = [line for line in log.splitlines() if "| train_inner |" in line]
+    return [{key: float(value) for key, value in re.findall(r"(\w+)=([\d.e+-]+)", line)} for line in lines]
+
+
+def test_the_log_shows_both_losses_and_how_soft_the_beam_is(trained):
+    log, _ = trained
+    rows = updates(log)
+    assert [row["num_updates"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        mixed = 0.8 * row["teacher_forcing_loss"] + 0.2 * row["soft_beam_loss"]
+        assert row["loss"] == pytest.approx(mixed, abs=2e-3)
+        assert 0 < row["sharpness"] <= 1
+        assert 0 <= row["agreement"] <= 1
+        assert row["score_grad_norm"] > 0
+        assert row["ppl"] == pytest.approx(2 ** row["teacher_forcing_loss"], rel=1e-2)
+    valid = next(line for line in log.splitlines() if "valid on 'valid' subset" in line)
+    assert "soft_beam_loss" in valid
+    assert "sharpness" in valid
+
+
+def test_resumes_where_it_was(train, trained):
+    done = train(*TINY, "--criterion", "soft_beam", "--max-update", "5", "--save-dir", "tiny")
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = done.stderr + done.stdout
+    assert [row["num_updates"] for row in updates(log)] == [4, 5]
+    assert "Loaded checkpoint" in log
+
+
+def test_stock_lstm_trains_under_the_alias(train):
+    options = [
+        "--criterion",
+        "soft_beam_search",
+        "--soft-beam-size",
+        "2",
+        "--max-update",
+        "2",
+        "--save-dir",
+        "lstm",
+    ]
+    done = train(*LSTM, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert updates(done.stderr + done.stdout)[-1]["soft_beam_loss"] > 0
+    resumed = train(*LSTM, *options[:-3], "3", *options[-2:])  # its checkpoint holds an argparse.Namespace
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert [row["num_updates"] for row in updates(resumed.stderr + resumed.stdout)] == [3]
+
+
+LANGUAGES = ["--source-lang", "en", "--target-lang", "de"]
+RAW_TEXT = ["--tokenizer", "moses", "--bpe", "subword_nmt", "--bpe-codes", "codes"]
+DECODE = [
+    *PLUGIN,
+    *LANGUAGES,
+    *RAW_TEXT,
+    "--beam",
+    "2",
+    "--max-len-b",
+    "20",
+    "--required-batch-size-multiple",
+    "1",
+]
+
+
+def test_generate_translates_every_sentence_and_sacrebleu_scores_it(trained, tiny_corpus, shell):
+    out = shell(["fairseq-generate", "data-bin", "--path", trained[1], *DECODE])
+    hypotheses = {
+        int(line[2:].split()[0]): line.split("\t")[2] for line in out.splitlines() if line.startswith("D-")
+    }
+    references = (tiny_corpus / "test.de").read_text().splitlines()
+    assert sorted(hypotheses) == list(range(len(references)))
+    (tiny_corpus / "hypotheses.de").write_text("\n".join(hypotheses[i] for i in sorted(hypotheses)) + "\n")
+    assert '"signature": "nrefs:1|case:mixed|eff:no|tok:13a' in shell(
+        ["sacrebleu", "test.de", "-i", "hypotheses.de", "-m", "bleu"]
+    )
+
+
+def test_interactive_translates_raw_text(trained, shell):
+    out = shell(
+        ["fairseq-interactive", "data-bin", "--path", trained[1], *DECODE],
+        stdin="The train leaves on Monday.\n",
+    )
+    assert "S-0\t" in out
+    assert "\nD-0\t" in out
+
+
+def test_validate_reports_the_soft_beam(trained, shell):
+    out = shell(
+        ["fairseq-validate", "data-bin", "--path", trained[1], "--task", "translation", *PLUGIN, *WHOLE]
+    )
+    assert "soft_beam_loss" in out
+    assert "agreement" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--soft-beam-size", "0"], "--soft-beam-size must lie in [1, "),
+        (["--soft-beam-size", "99999"], "got 99999"),
+        (["--soft-beam-epsilon", "-1"], "--soft-beam-epsilon must be positive and finite, got -1.0"),
+        (["--teacher-forcing-ratio", "2"], "--teacher-forcing-ratio must lie in [0, 1], got 2.0"),
+        (["--soft-beam-cost-scale", "mean"], "invalid choice: 'mean' (choose from"),
+        (["--attention-relaxation", "sparsemax"], "invalid choice: 'sparsemax' (choose from"),
+        (["--attention-top-k", "0"], "--attention-top-k must be at least 1, got 0"),
+        (["--attention-epsilon", "0"], "--attention-epsilon must be positive and finite, got 0.0"),
+    ],
+)
+def test_bad_options_end_in_one_line_that_names_the_value(train, options, message):
+    done = train(*TINY, "--criterion", "soft_beam", "--max-update", "1", "--save-dir", "bad", *options)
+    assert done.returncode != 0
+    assert message in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_model_that_cannot_be_stepped_is_refused(train, tiny_corpus):
+    small = [
+        "--encoder-layers",
+        "1",
+        "--decoder-layers",
+        "1",
+        "--encoder-embed-dim",
+        "32",
+        "--decoder-embed-dim",
+        "32",
+    ]
+    done = train("--arch", "transformer", *small, "--criterion", "soft_beam", "--save-dir", "transformer")
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "cannot step the decoder TransformerDecoder" in last
+    assert "implement fairseq_softtopk.beam.StepDecoder" in last
+    assert not (tiny_corpus / "transformer" / "checkpoint_last.pt").exists()
