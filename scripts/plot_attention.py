@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ def translate(
     batch = {"net_input": {"src_tokens": source[None], "src_lengths": torch.tensor([len(source)])}}
     best = task.build_generator(models, Namespace(beam=5)).generate(models, batch)[0][0]
 
-    def words(dictionary, tokens):  # noqa: ANN001, ANN202
+    def words(dictionary: Any, tokens: torch.Tensor) -> list[str]:
         return [dictionary[token] for token in tokens]
 
     return (
