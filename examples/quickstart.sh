@@ -39,7 +39,7 @@ check_data() { # the user's folder must hold six files, each as long as its othe
       [ -s "$data/$split.$lang" ] || fail "$data/$split.$lang is empty"
     done
     local a b
-    a=$(wc -l < "$data/$split.$src") b=$(wc -l < "$data/$split.$tgt")
+    a=$(grep -c '' "$data/$split.$src") b=$(grep -c '' "$data/$split.$tgt")
     [ "$a" -eq "$b" ] || fail "$data/$split.$src has $a lines but $split.$tgt has $b: they must be parallel"
   done
 }
@@ -118,12 +118,13 @@ train() { # train NAME OPTIONS...: resumes from checkpoint_last.pt if there is o
   local name=$1
   shift
   mkdir -p "$run/$name"
-  local begin=$SECONDS
   logged "$run/$name/train.log" fairseq-train "$run/data-bin" \
     --user-dir fairseq_softtopk --arch topk_attention_tiny --share-all-embeddings --encoder-embed-dim 256 \
     --dropout 0.1 --optimizer adam --max-tokens "$max_tokens" --required-batch-size-multiple 1 \
-    --seed "$seed" --save-dir "$run/$name" --no-epoch-checkpoints --log-format simple --log-interval 25 "$@"
-  echo $((SECONDS - begin)) >> "$run/$name/seconds" # one line for each time it was started
+    --seed "$seed" --save-dir "$run/$name" --no-epoch-checkpoints --save-interval-updates 100 --keep-interval-updates 1 \
+    --log-format simple --log-interval 25 "$@"
+  # fairseq's own clock, which goes on after an interruption
+  grep -oE '\bwall[= ][0-9]+' "$run/$name/train.log" | tail -n 1 | grep -oE '[0-9]+' > "$run/$name/seconds"
 }
 
 pretrain() {

@@ -86,7 +86,7 @@ def script(name, *arguments):
 def test_score_table_prints_a_row_a_system(tmp_path):
     for system in ("control", "soft_beam"):
         (tmp_path / system).mkdir()
-        (tmp_path / system / "seconds").write_text("10\n5\n")
+        (tmp_path / system / "seconds").write_text("15\n")
         (tmp_path / "text").write_text("The train leaves on Monday morning.\n")
         (tmp_path / system / "text").write_text("The train leaves on Sunday morning.\n")
         scores = subprocess.run(
