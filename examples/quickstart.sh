@@ -21,12 +21,13 @@ src=${SRC:-en} tgt=${TGT:-de} seed=${SEED:-1}
 
 pairs=8000 held_out=500 merges=1500
 pretrain_updates=500 finetune_updates=100
-max_tokens=1000
+max_tokens=1000 log_interval=25
 # Threads that wait without spinning: as fast on an idle machine, and twice as fast on a busy one.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+[ $# -le 1 ] || { echo "quickstart.sh: the only option is --small, got $*" >&2 && exit 2; }
 case ${1:-} in
   '') ;;
-  --small) pairs=800 held_out=50 merges=400 pretrain_updates=30 finetune_updates=10 ;;
+  --small) pairs=800 held_out=50 merges=400 pretrain_updates=30 finetune_updates=10 log_interval=5 ;;
   -h | --help) sed -n '2,/^set -euo/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit ;;
   *) echo "quickstart.sh: the only option is --small, got $1" >&2 && exit 2 ;;
 esac
@@ -46,9 +47,17 @@ check_data() { # the user's folder must hold six files, each as long as its othe
   done
 }
 
-[ -z "$data" ] || check_data
-[ -z "$data" ] || data=$(cd "$data" && pwd)
+if [ -n "$data" ]; then
+  check_data
+  data=$(cd "$data" && pwd)
+else
+  case $src-$tgt in
+    en-de | en-fr) ;;
+    *) fail "the written corpus is en-de or en-fr, got $src-$tgt: set DATA for other languages" ;;
+  esac
+fi
 mkdir -p "$run/done"
+run=$(cd "$run" && pwd)
 
 # A run folder belongs to one set of settings: steps of another must not be taken for its own.
 settings="data=$data src=$src tgt=$tgt seed=$seed pairs=$pairs updates=$pretrain_updates+$finetune_updates"
@@ -98,7 +107,7 @@ tokenize() {
 
 learn_bpe() {
   cat "$run/text/train.tok.$src" "$run/text/train.tok.$tgt" |
-    subword-nmt learn-bpe -s "$merges" -o "$run/text/codes" 2> /dev/null
+    logged "$run/bpe.log" subword-nmt learn-bpe -s "$merges" -o "$run/text/codes"
   local split lang
   for split in train valid test; do
     for lang in "$src" "$tgt"; do
@@ -116,17 +125,21 @@ binarize() {
 
 # ----------------------------------------------------------------------------------------- training
 
+note_time() { echo $((SECONDS - began)) >> "$run/$training/seconds"; } # a line for each time it was started
+
 train() { # train NAME OPTIONS...: resumes from checkpoint_last.pt if there is one
   local name=$1
   shift
   mkdir -p "$run/$name"
+  training=$name began=$SECONDS
+  trap note_time EXIT
   logged "$run/$name/train.log" fairseq-train "$run/data-bin" \
-    --user-dir fairseq_softtopk --arch topk_attention_tiny --share-all-embeddings --encoder-embed-dim 256 \
+    --user-dir fairseq_softtopk --arch topk_attention_tiny --share-all-embeddings \
     --dropout 0.1 --optimizer adam --max-tokens "$max_tokens" --required-batch-size-multiple 1 \
     --seed "$seed" --save-dir "$run/$name" --no-epoch-checkpoints --save-interval-updates 100 --keep-interval-updates 1 \
-    --log-format simple --log-interval 25 "$@"
-  # fairseq's own clock, which goes on after an interruption
-  grep -oE '\bwall[= ][0-9]+' "$run/$name/train.log" | tail -n 1 | grep -oE '[0-9]+' > "$run/$name/seconds"
+    --log-format simple --log-interval "$log_interval" "$@"
+  trap - EXIT
+  note_time
 }
 
 pretrain() {
@@ -157,7 +170,7 @@ translate() { # translate NAME: beam search, detokenised
 draw() {
   python "$root/scripts/plot_training.py" "$run/control/train.log" "$run/soft_beam/train.log" --out "$run/loss.png"
   python "$root/scripts/plot_attention.py" "$run/soft_beam/checkpoint_last.pt" "$run/data-bin" \
-    --bpe-codes "$run/text/codes" --sentence "$(head -n 1 "$run/text/test.$src")" --out "$run/attention.png"
+    --bpe-codes "$run/text/codes" --sentence="$(grep -m 1 . "$run/text/test.$src")" --out "$run/attention.png"
 }
 
 # --------------------------------------------------------------------------------------- everything

@@ -21,8 +21,8 @@ def _allow_checkpoint_classes() -> None:
             argparse.Namespace,
             np.ndarray,
             np.dtype,
-            np.dtypes.Int64DType,
-            np.dtypes.Float64DType,
+            type(np.dtype("int64")),
+            type(np.dtype("float64")),
             multiarray.multiarray._reconstruct,
             multiarray.multiarray.scalar,
         ]

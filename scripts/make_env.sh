@@ -3,7 +3,7 @@
 #
 #   bash scripts/make_env.sh FOLDER EXTRAS        e.g.  bash scripts/make_env.sh .venv examples,plots
 #
-# PYTHON  interpreter for a new environment, 3.10 or later     TORCH  version of PyTorch
+# PYTHON  interpreter for a new environment, 3.10 or later     TORCH  version of PyTorch, if it has none
 set -euo pipefail
 
 venv=${1:?usage: make_env.sh FOLDER EXTRAS}
@@ -13,7 +13,7 @@ python=${PYTHON:-python3}
 
 say() { printf '\n== %s\n' "$*"; }
 
-if [ ! -x "$venv/bin/python" ]; then
+if [ ! -e "$venv/bin/activate" ]; then # the last file that venv writes
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
     echo "make_env.sh: Python 3.10 or later is needed, $python is $("$python" -V 2>&1)" >&2
     exit 1

@@ -69,6 +69,8 @@ def main() -> None:
         logs[path.resolve().parent.name] = read_log(path)
         if not logs[path.resolve().parent.name]:
             parser.error(f"{path} holds no training log: was it written with --log-format simple?")
+    if not any(name in curves for curves in logs.values() for name in PANELS):
+        parser.error(f"the logs hold none of {', '.join(PANELS)}: was it --criterion soft_beam?")
     draw(logs, args.out)
 
 

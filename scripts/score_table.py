@@ -1,7 +1,7 @@
 """Prints a Markdown table of scores: ``python scripts/score_table.py FOLDER...``, one row a folder.
 
 A folder holds ``scores.json``, what ``sacrebleu -m bleu chrf`` printed, and ``seconds``, how long its
-training took.  Its name is the system's.
+training took, one line for each time it was started.  Its name is the system's.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def read_row(folder: Path) -> tuple[list[str], list[str]]:
     penalty = re.search(r"BP = ([\d.]+)", bleu["verbose_score"])
     if penalty is None:
         raise SystemExit(f"score_table.py: no brevity penalty in {folder / 'scores.json'}")
-    seconds = (folder / "seconds").read_text().strip()
-    cells = [folder.name, f"{bleu['score']:.1f}", penalty[1], f"{chrf['score']:.1f}", seconds]
+    seconds = sum(map(int, (folder / "seconds").read_text().split()))
+    cells = [folder.name, f"{bleu['score']:.1f}", penalty[1], f"{chrf['score']:.1f}", str(seconds)]
     return cells, [f"{score['name']}|{score['signature']}" for score in (bleu, chrf)]
 
 

@@ -11,7 +11,7 @@ TRAIN = [
     "--share-all-embeddings", "--dropout", "0.1", "--optimizer", "adam", "--lr", "1e-3", *WHOLE,
     "--log-format", "simple", "--log-interval", "1", "--num-workers", "0", "--no-epoch-checkpoints",
 ]  # fmt: skip
-TINY = ["--arch", "topk_attention_tiny", "--encoder-embed-dim", "256"]
+TINY = ["--arch", "topk_attention_tiny"]
 LSTM = [
     "--arch", "lstm", "--encoder-embed-dim", "32", "--decoder-embed-dim", "32", "--decoder-out-embed-dim", "32",
 ]  # fmt: skip

@@ -67,6 +67,67 @@ def test_a_run_folder_of_other_settings_is_not_taken(folder, tmp_path):
     assert "was made with other settings (data= src=en tgt=fr)" in done.stderr
 
 
+def test_languages_that_the_corpus_does_not_have_are_refused_before_anything_is_made(tmp_path):
+    done = quickstart(tmp_path, TGT="xx")
+    fails_with(done, tmp_path, "the written corpus is en-de or en-fr, got en-xx")
+    assert not (tmp_path / "run").exists()
+
+
+STUB = """#!/usr/bin/env bash
+echo "$(basename "$0") $*" >> "$CALLS"
+case $(basename "$0") in
+  fairseq-train)
+    [ -z "${BREAK_TRAINING:-}" ] || { echo "stub: broken on purpose" >&2; exit 7; }
+    echo "x | INFO | train_inner | epoch 001: 1 / 2 loss=1, teacher_forcing_loss=1, num_updates=1" ;;
+  fairseq-generate)
+    while [ "$1" != --results-path ]; do shift; done
+    printf 'D-1\\t-1\\tzwei\\nD-0\\t-1\\teins\\n' > "$2/generate-test.txt" ;;
+  sacrebleu)
+    echo '[{"name": "BLEU", "score": 60.0, "signature": "b", "verbose_score": "(BP = 1.000 ratio = 1)"},
+           {"name": "chrF2", "score": 70.0, "signature": "c"}]' ;;
+  python) case $* in *score_table*) exec "$PYTHON" "$@" ;; esac ;;
+esac
+"""
+
+
+@pytest.fixture
+def stubs(tmp_path):
+    """An environment, complete by its stamp, in which every tool only notes that it was called."""
+    bin = tmp_path / "venv" / "bin"
+    bin.mkdir(parents=True)
+    (bin / "activate").write_text(f"export PATH={bin}:$PATH\n")
+    names = "python pip sacremoses subword-nmt fairseq-preprocess fairseq-train fairseq-generate sacrebleu"
+    for name in names.split():
+        (bin / name).write_text(STUB)
+        (bin / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    return {"CALLS": str(calls), "PYTHON": sys.executable, "RUN": "relative/run"}, calls
+
+
+def test_steps_that_are_done_are_skipped_and_one_that_failed_is_run_again(folder, tmp_path, stubs):
+    settings, calls = stubs
+    broken = quickstart(tmp_path, DATA=str(folder), **settings, BREAK_TRAINING="1")
+    assert broken.returncode != 0
+    assert "stub: broken on purpose" in broken.stderr
+    assert "quickstart.sh: fairseq-train failed, see" in broken.stderr
+    assert not (tmp_path / "relative" / "run" / "done" / "pretrain").exists()
+
+    calls.unlink()
+    done = quickstart(tmp_path, DATA=str(folder), **settings)
+    assert done.returncode == 0, done.stderr
+    assert "-- binarize: done before" in done.stdout
+    assert "| soft_beam | 60.0 | 1.000 | 70.0 | " in done.stdout
+    run = calls.read_text()
+    assert "fairseq-preprocess" not in run
+    assert run.count("fairseq-train") == 3
+    assert (tmp_path / "relative/run/control/hypotheses.de").read_text() == "eins\nzwei\n"
+
+    calls.unlink()
+    again = quickstart(tmp_path, DATA=str(folder), **settings)
+    assert again.returncode == 0, again.stderr
+    assert "fairseq" not in calls.read_text()
+
+
 def test_help_names_every_setting(tmp_path):
     done = quickstart(tmp_path, "--help")
     assert done.returncode == 0
@@ -86,7 +147,7 @@ def script(name, *arguments):
 def test_score_table_prints_a_row_a_system(tmp_path):
     for system in ("control", "soft_beam"):
         (tmp_path / system).mkdir()
-        (tmp_path / system / "seconds").write_text("15\n")
+        (tmp_path / system / "seconds").write_text("10\n5\n")
         (tmp_path / "text").write_text("The train leaves on Monday morning.\n")
         (tmp_path / system / "text").write_text("The train leaves on Sunday morning.\n")
         scores = subprocess.run(

@@ -14,6 +14,7 @@ RECIPES = [block for block in BASH if "fairseq-" in block]
 
 
 def test_the_readme_has_the_blocks_that_are_tested():
+    assert "@@" not in README
     assert len(PYTHON) >= 2
     assert len(RECIPES) == 1
     assert any("bash examples/quickstart.sh" in block for block in BASH)

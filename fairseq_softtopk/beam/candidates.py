@@ -28,7 +28,8 @@ def best_candidates(
 ) -> Candidates:
     """Scores every continuation and keeps the best, differentiably in the scores.
 
-    Ranking 64 candidates instead of all k V changes nothing: what is far below rank k has no weight.
+    With un-scaled costs and an epsilon of tenths of a nat, 64 candidates stand for all k V: what is
+    far below rank k has no weight.  With a softer selection their number matters.
 
     Args:
         cumulative: (bsz, beams), the score of each beam so far.

@@ -29,10 +29,9 @@ class ScoreGradStats(NamedTuple):
     total: Tensor
 
     @classmethod
-    def zeros(cls, like: Tensor) -> ScoreGradStats:
-        """Statistics of nothing yet, on the device of ``like``, in float32."""
-        zero = torch.zeros((), device=like.device)
-        return cls(zero.clone(), zero.clone(), zero.clone())
+    def zeros(cls, device: torch.device) -> ScoreGradStats:
+        """Statistics of nothing yet."""
+        return cls(*torch.zeros(3, device=device).unbind())
 
 
 class ScoreGradBound:
@@ -43,31 +42,29 @@ class ScoreGradBound:
 
     Args:
         bound: largest norm, in that unit; 0 for no bound (the literal gradient).
+        device: where the statistics are kept.
     """
 
-    def __init__(self, bound: float) -> None:
+    def __init__(self, bound: float, device: torch.device) -> None:
         self.bound = bound
+        self.stats = ScoreGradStats.zeros(device)
         self._unit: Tensor | None = None
-        self.stats: ScoreGradStats | None = None
-
-    def start(self, path_lprobs: Tensor) -> ScoreGradStats:
-        """Takes the unit from the result of the search, (bsz,), of which the backward pass comes first."""
-        self.stats = ScoreGradStats.zeros(path_lprobs)
-        if path_lprobs.requires_grad:
-            path_lprobs.register_hook(self._set_unit)  # type: ignore[no-untyped-call]
-        return self.stats
 
     def watch(self, scores: Tensor, live: Tensor) -> None:
         """Bounds the gradient of ``scores`` (bsz, n) and counts it where ``live`` (bsz,)."""
         if scores.requires_grad:
             scores.register_hook(lambda grad: self._clip(grad, live))  # type: ignore[no-untyped-call]
 
+    def take_unit(self, path_lprobs: Tensor) -> None:
+        """Takes the unit from the gradient of the search's result, (bsz,), which is the first to come."""
+        if path_lprobs.requires_grad:
+            path_lprobs.register_hook(self._set_unit)  # type: ignore[no-untyped-call]
+
     def _set_unit(self, grad: Tensor) -> None:
         self._unit = grad.detach().abs().unsqueeze(-1)  # (bsz, 1)
 
     def _clip(self, grad: Tensor, live: Tensor) -> Tensor:
         assert self._unit is not None
-        assert self.stats is not None
         norm: Tensor = grad.detach().float().norm(dim=-1, keepdim=True)  # (bsz, 1)
         limit = self.bound * self._unit
         over = norm > limit if self.bound > 0 else torch.zeros_like(norm, dtype=torch.bool)

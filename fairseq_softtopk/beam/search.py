@@ -104,7 +104,7 @@ def gold_lprobs_on_best_path(
     embeddings = decoder.embed(first)
     cumulative = torch.zeros(bsz, 1, device=gold.device)
     never = torch.tensor(config.never, device=gold.device)
-    bound = ScoreGradBound(config.score_grad_bound)
+    bound = ScoreGradBound(config.score_grad_bound, gold.device)
 
     gold_lprobs, parents = [], []
     best_at_end = torch.zeros_like(lengths)
@@ -131,8 +131,8 @@ def gold_lprobs_on_best_path(
     on_path = [row.gather(1, path[:, step : step + 1]) for step, row in enumerate(gold_lprobs)]
     real = torch.arange(num_steps, device=gold.device) < lengths.unsqueeze(1)
     path_lprobs = torch.cat(on_path, dim=1).masked_fill(~real, 0.0).sum(1)
-    stats = BeamStats(sharpness.sum(), agreement.sum(), (lengths - 1).sum(), bound.start(path_lprobs))
-    return path_lprobs, stats
+    bound.take_unit(path_lprobs)
+    return path_lprobs, BeamStats(sharpness.sum(), agreement.sum(), (lengths - 1).sum(), bound.stats)
 
 
 def _follow(parents: list[Tensor], best_at_end: Tensor, lengths: Tensor) -> Tensor:

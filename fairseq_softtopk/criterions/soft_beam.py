@@ -50,8 +50,8 @@ class SoftBeamConfig(FairseqDataclass):
     soft_beam_cost_scale: ChoiceEnum(COST_SCALES) = field(  # type: ignore[valid-type]
         default="none",
         metadata={
-            "help": "divide the cost by nothing, by its maximum per sentence, or by its maximum over the "
-            "batch (the paper's code); with the last two epsilon has no unit"
+            "help": "divide the cost by nothing, by its maximum over a sentence's candidates, or by its "
+            "maximum over the batch; with the last two epsilon has no unit"
         },
     )
     soft_beam_score_grad_clip: float = field(
@@ -101,13 +101,15 @@ class SoftBeamCriterion(FairseqCriterion):
         cfg: the options.
 
     Raises:
-        ValueError: if an option is out of range.
+        ValueError: if an option is out of range, or targets are padded on the left.
     """
 
     def __init__(self, task: Any, cfg: SoftBeamConfig) -> None:
         super().__init__(task)
         target = task.target_dictionary
         check_config(cfg, len(target))
+        if getattr(getattr(task, "cfg", None), "left_pad_target", False):
+            raise ValueError("soft_beam wants targets padded on the right, got --left-pad-target True")
         self.rho = cfg.teacher_forcing_ratio
         self.sentence_avg = cfg.sentence_avg
         self.beam = BeamConfig(

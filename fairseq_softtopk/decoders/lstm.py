@@ -112,9 +112,9 @@ class LSTMStepDecoder:
 
     def _lprobs(self, features: Tensor) -> Tensor:
         decoder = self.decoder
-        if hasattr(decoder, "additional_fc") and decoder.adaptive_softmax is None:
+        if hasattr(decoder, "additional_fc"):
             features = decoder.dropout_out_module(decoder.additional_fc(features))
-        logits = decoder.output_layer(features.unsqueeze(1))  # fairseq's layers expect a time dimension
+        logits = decoder.output_layer(features)
         return decoder.get_normalized_probs((logits, None), log_probs=True).float()
 
 

@@ -40,10 +40,11 @@ class Problem:
         epsilon needs no wider floats.  The origin cancels in the plan and carries no gradient.
 
         Args:
-            origin: (..., 1), or (..., n) for one origin per element.
+            origin: (..., 1).
         """
-        slopes = (self.scores - origin).masked_fill(~self.alive, 0.0) * (2 / self.epsilon)
-        return slopes.clamp(-LARGEST_SLOPE, LARGEST_SLOPE)
+        largest = torch.finfo(self.scores.dtype).max
+        distance = (self.scores - origin).masked_fill(~self.alive, 0.0).clamp(-largest, largest)
+        return (distance * (2 / self.epsilon)).clamp(-LARGEST_SLOPE, LARGEST_SLOPE)
 
 
 def prepare(
@@ -94,8 +95,14 @@ def as_epsilon(epsilon: float | Tensor, scores: Tensor) -> Tensor:
             raise ValueError(f"epsilon must be a positive finite number, got {epsilon}")
         epsilon = max(epsilon, torch.finfo(scores.dtype).tiny)
         return torch.tensor(epsilon, dtype=scores.dtype, device=scores.device)
-    if not bool((epsilon > 0).all() & epsilon.isfinite().all()):
-        raise ValueError(f"epsilon must be positive and finite, got {epsilon.min().item()}")
+    if epsilon.dim() and epsilon.shape != scores.shape[:-1]:
+        raise ValueError(
+            f"epsilon must be one number or one per problem, {tuple(scores.shape[:-1])}, "
+            f"got {tuple(epsilon.shape)}"
+        )
+    wrong = ~((epsilon > 0) & epsilon.isfinite())
+    if bool(wrong.any()):
+        raise ValueError(f"epsilon must be positive and finite, got {epsilon[wrong][0].item()}")
     epsilon = epsilon.to(scores).clamp(min=torch.finfo(scores.dtype).tiny)
     return epsilon.unsqueeze(-1) if epsilon.dim() else epsilon
 

@@ -71,6 +71,9 @@ def soft_topk(
     Raises:
         ValueError: if an argument is out of range, scores hold NaN or the opposite infinity, or
             fewer than k of them are not masked.
+
+    Note:
+        A gradient may be as large as 1 / (2 epsilon): in float16 it overflows for epsilon below 1e-5.
     """
     exponent = _exponent(scores, k, epsilon, dim, largest, cost_scale)
     return torch.sigmoid(exponent).to(scores.dtype).movedim(-1, dim)
@@ -111,6 +114,7 @@ def _exponent(
     top, origin = _split(problem, count)
     z = problem.slopes(origin).masked_fill(~problem.alive, -math.inf)
     shift: Tensor = _Shift.apply(z, top, problem, count)  # type: ignore[no-untyped-call]
+    z = z.masked_fill(shift.isinf(), 0.0)  # all or nothing is selected, and nothing can move
     return (z + shift).masked_fill(~problem.alive, -math.inf)
 
 
@@ -122,6 +126,10 @@ def _as_count(k: int | Tensor, scores: Tensor) -> Tensor:
     if not isinstance(k, Tensor) and int(k) != k:
         raise ValueError(f"k must be an integer, got {k}")
     count = torch.as_tensor(k, device=scores.device).to(torch.long)
+    if count.dim() and count.shape != scores.shape[:-1]:
+        raise ValueError(
+            f"k must be one number or one per problem, {tuple(scores.shape[:-1])}, got {tuple(count.shape)}"
+        )
     if count.numel() and not 0 <= int(count.min()) <= int(count.max()) <= n:
         wrong = int(count.min()) if int(count.min()) < 0 else int(count.max())
         raise ValueError(f"k must lie in [0, {n}], the number of scores, got {wrong}")
@@ -172,7 +180,7 @@ def _solve(z: Tensor, top: Tensor, problem: Problem, count: Tensor) -> Tensor:
     inside = z.masked_fill(~top, math.inf).amin(-1, keepdim=True)
     outside = z.masked_fill(top, -math.inf).amax(-1, keepdim=True)
     everything = (outside == -math.inf) & (inside > -math.inf)
-    nothing = inside == math.inf
+    nothing = (inside == math.inf) & ~outside.isnan()
     trivial = everything | nothing
     shift = (-(inside + outside) / 2).masked_fill(trivial, 0.0)
     tolerance = 16 * torch.finfo(z.dtype).eps

@@ -24,6 +24,8 @@ from torch import Tensor
 TOLERANCE = 1e-9
 MAX_ITER = 100
 MAX_HALVINGS = 30
+MAX_STEP = 4.0
+NEAR = 1e-6
 
 
 class Potentials(NamedTuple):
@@ -63,7 +65,8 @@ def solve_potentials(logits: Tensor, row_mass: Tensor, col_mass: Tensor, start: 
     zeta = start
     value, plan = _semi_dual(logits, row_mass, col_mass, zeta)
     # The column sums are known up to rounding; a curvature below that must not magnify it.
-    floor = max(1e-12, 1e-15 * logits.size(-2)) * torch.eye(logits.size(-1)).to(logits)
+    eye = torch.eye(logits.size(-1), dtype=logits.dtype, device=logits.device)
+    floor = max(1e-12, 1e-15 * logits.size(-2)) * eye
     for iteration in range(MAX_ITER + 1):
         gradient = col_mass - plan.sum(-2)
         residual = gradient.abs().amax(-1)
@@ -71,17 +74,20 @@ def solve_potentials(logits: Tensor, row_mass: Tensor, col_mass: Tensor, start: 
             break
         step = _solve_laplacian(_hessian(plan, row_mass) + floor, gradient)
         gain = (gradient * step).sum(-1, keepdim=True)
-        size = torch.ones_like(gain)
+        # A potential is a logarithm: a longer step than this is leaving the region where it was computed.
+        size = MAX_STEP / step.abs().amax(-1, keepdim=True).clamp(min=MAX_STEP)
         for _ in range(MAX_HALVINGS):
             trial_value, trial_plan = _semi_dual(logits, row_mass, col_mass, zeta + size * step)
-            # D itself is only known up to rounding; close to the optimum the residual decides.
-            closer = (col_mass - trial_plan.sum(-2)).abs().amax(-1) <= residual
+            # D is only known up to rounding: close to the optimum the residual decides.
+            trial_residual = (col_mass - trial_plan.sum(-2)).abs().amax(-1)
+            closer = trial_residual <= residual.clamp(max=NEAR)
             enough = (trial_value >= value + 1e-4 * (size * gain).squeeze(-1)) | closer
             if bool(enough.all()):
                 break
             size = torch.where(enough.unsqueeze(-1), size, size / 2)
-        size = size.where(enough.unsqueeze(-1), 0.0)
-        zeta, value, plan = zeta + size * step, trial_value, trial_plan
+        zeta = torch.where(enough.unsqueeze(-1), zeta + size * step, zeta)
+        value = torch.where(enough, trial_value, value)
+        plan = torch.where(enough[..., None, None], trial_plan, plan)
     return Potentials(zeta, residual, iteration)
 
 

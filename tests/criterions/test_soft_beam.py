@@ -159,6 +159,41 @@ def test_a_beam_as_large_as_the_vocabulary_allows(make_model, make_sample, make_
     assert loss.isfinite()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gradients_are_finite_in_low_precision(make_model, make_sample, make_criterion, dtype):
+    model, sample = make_model("topk_attention", encoder_bidirectional=True), make_sample(LENGTHS)
+    expected = make_criterion()(model, sample)[0]
+    loss = make_criterion()(model.to(dtype), sample)[0]
+    loss.backward()
+    torch.testing.assert_close(loss.float(), expected.float(), rtol=0.05, atol=0)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_dummy_batch_leaves_no_gradient(make_model, make_sample, make_criterion):
+    """fairseq multiplies the loss of an empty shard's stand-in by 0."""
+    model = make_model("topk_attention")
+    loss = make_criterion()(model, make_sample(LENGTHS))[0] * 0
+    loss.backward()
+    assert all(p.grad is None or p.grad.eq(0).all() for p in model.parameters())
+
+
+def test_rho_zero_refuses_ddp_that_would_not_synchronise(make_model, make_sample, make_criterion, monkeypatch):
+    class Wrapped(torch.nn.parallel.DistributedDataParallel):
+        def __init__(self):  # no process group
+            torch.nn.Module.__init__(self)
+
+    model = make_model()
+    model.module = Wrapped()
+    with pytest.raises(ValueError, match="unsynchronised under --ddp-backend pytorch_ddp"):
+        make_criterion(teacher_forcing_ratio=0.0)(model, make_sample(LENGTHS))
+
+
+def test_targets_padded_on_the_left_are_refused(task):
+    task.cfg = type("Config", (), {"left_pad_target": True})
+    with pytest.raises(ValueError, match="padded on the right, got --left-pad-target True"):
+        SoftBeamCriterion(task, SoftBeamConfig(sentence_avg=False))
+
+
 def test_a_model_without_encoder_is_refused(make_sample, make_criterion):
     with pytest.raises(ValueError, match="encoder-decoder models, got Linear without an encoder"):
         make_criterion()(torch.nn.Linear(1, 1), make_sample(LENGTHS))

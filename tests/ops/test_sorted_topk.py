@@ -38,6 +38,22 @@ def test_marginals_hold_at_every_epsilon(n, epsilon, kind):
     assert weights.min() >= 0 and weights.sum(2).max() <= 1 + 1e-12
 
 
+@pytest.mark.parametrize("k", [14, 32, 40])
+@pytest.mark.parametrize("epsilon", [1e4, 10.0, 1.0, 1e-2, 1e-5])
+@pytest.mark.parametrize("kind", ["normal", "constant", "ties"])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_many_ranks_of_scores_that_hardly_differ(k, epsilon, kind):
+    scores = {
+        "normal": lambda: torch.randn(2, 100),
+        "constant": lambda: torch.zeros(2, 100),
+        "ties": lambda: torch.randint(0, 4, (2, 100)),
+    }[kind]().double()
+    weights = sorted_soft_topk(scores, k, epsilon=epsilon)
+    torch.testing.assert_close(weights.sum(1), torch.ones(2, k).double(), atol=1e-8, rtol=0)
+    if kind == "constant":
+        torch.testing.assert_close(weights, torch.full_like(weights, 0.01), atol=1e-10, rtol=0)
+
+
 def test_limit_is_the_permutation_matrix_of_topk():
     scores = torch.randn(3, 40)
     hard = torch.nn.functional.one_hot(scores.topk(6).indices, 40).transpose(1, 2).float()
@@ -142,6 +158,7 @@ def test_nothing_but_numbers_whatever_the_magnitude(scale, epsilon):
         ({"k": 5}, "k must lie in .0, 4., .* got 5"),
         ({"k": 1.5}, "k must be an integer, got 1.5"),
         ({"epsilon": -1.0}, "epsilon must be a positive finite number, got -1.0"),
+        ({"epsilon": torch.ones(3)}, r"epsilon must be one number or one per problem, \(\), got \(3,\)"),
         ({"cost_scale": "x"}, "cost_scale must be one of"),
         ({"scores": torch.tensor([1.0, math.nan, 0.0])}, "scores contain NaN"),
         ({"scores": torch.tensor([1.0, math.inf, 0.0])}, "infinity"),

@@ -150,6 +150,20 @@ def test_log_is_accurate_where_the_weight_underflows():
     assert soft_topk(scores, 1, epsilon=1.0)[2] == 0
 
 
+@pytest.mark.parametrize("k", [0, 3])
+@pytest.mark.parametrize("operator", [soft_topk, log_soft_topk])
+def test_all_or_nothing_cannot_move(k, operator):
+    scores = torch.randn(3, requires_grad=True)
+    operator(scores, k).clamp(min=-1e30).sum().backward()
+    assert scores.grad.eq(0).all()
+
+
+def test_the_largest_floats_with_a_scaled_cost():
+    weights = soft_topk(torch.tensor([3e38, -3e38, 0.0]), 1, cost_scale="max")
+    assert weights.isfinite().all()
+    torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
+
+
 def test_inputs_are_not_modified_and_may_be_expanded():
     scores = torch.randn(1, 6).expand(3, 6)
     before = scores.clone()
@@ -167,6 +181,10 @@ def test_inputs_are_not_modified_and_may_be_expanded():
         ({"epsilon": 0.0}, "epsilon must be a positive finite number, got 0.0"),
         ({"epsilon": math.nan}, "epsilon must be a positive finite number, got nan"),
         ({"epsilon": torch.tensor(-1.0)}, "epsilon must be positive and finite, got -1.0"),
+        ({"epsilon": torch.ones(3)}, r"epsilon must be one number or one per problem, \(\), got \(3,\)"),
+        ({"k": torch.tensor([1, 2, 3])}, r"k must be one number or one per problem, \(\), got \(3,\)"),
+        ({"scores": torch.tensor([1.0, math.nan]), "k": 0}, "scores contain NaN"),
+        ({"scores": torch.tensor([[1.0, math.nan], [1, 2]]), "k": torch.tensor([0, 1])}, "scores contain NaN"),
         ({"cost_scale": "mean"}, "cost_scale must be one of none, max, batch_max, got 'mean'"),
         ({"scores": torch.tensor([1.0, math.nan, 0.0])}, "scores contain NaN"),
         ({"scores": torch.tensor([1.0, math.inf, 0.0])}, "infinity"),
