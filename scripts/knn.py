@@ -1,11 +1,11 @@
 """Trains features for a k-nearest-neighbour classifier through its own choice of neighbours.
 
-``python scripts/knn.py`` trains a small convolutional network on scikit-learn's handwritten digits and prints its
-accuracy beside that of plain kNN on the pixels (paper, section 5.1 and Appendix C).  fairseq is not needed.
+``python scripts/knn.py`` trains a small convolutional network on scikit-learn's handwritten digits and
+prints its accuracy beside that of plain kNN on the pixels (paper, Appendix C).  fairseq is not needed.
 
-A query is compared with a batch of templates; ``soft_topk`` of the squared distances says how much each template is one of
-its k nearest, and the loss is the share of them that has another label.  Prediction is ordinary kNN over the
-features of all training images.
+A query is compared with a batch of templates; ``soft_topk`` of the squared distances says how much each
+template is one of its k nearest, and the loss is the share of them that has another label.  Prediction is
+ordinary kNN over the features of all training images.
 """
 
 from __future__ import annotations
@@ -106,12 +106,10 @@ def main() -> None:
     )
     network = train(torch.from_numpy(train_x).view(-1, 1, 8, 8), torch.from_numpy(train_y), args)
     with torch.no_grad():
-        features = [network(torch.from_numpy(x).view(-1, 1, 8, 8)).numpy() for x in (train_x, test_x)]
+        train_f, test_f = (network(torch.from_numpy(x).view(-1, 1, 8, 8)).numpy() for x in (train_x, test_x))
     print(f"\n| {args.k} nearest neighbours of | accuracy on {len(test_y)} digits |\n| --- | --- |")
     print(f"| pixels | {accuracy(train_x, train_y, test_x, test_y, args.k):.1f} % |")
-    print(
-        f"| features trained through soft_topk | {accuracy(features[0], train_y, features[1], test_y, args.k):.1f} % |"
-    )
+    print(f"| trained features | {accuracy(train_f, train_y, test_f, test_y, args.k):.1f} % |")
 
 
 if __name__ == "__main__":

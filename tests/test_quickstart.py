@@ -93,13 +93,13 @@ esac
 @pytest.fixture
 def stubs(tmp_path):
     """An environment, complete by its stamp, in which every tool only notes that it was called."""
-    bin = tmp_path / "venv" / "bin"
-    bin.mkdir(parents=True)
-    (bin / "activate").write_text(f"export PATH={bin}:$PATH\n")
+    folder = tmp_path / "venv" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "activate").write_text(f"export PATH={folder}:$PATH\n")
     names = "python pip sacremoses subword-nmt fairseq-preprocess fairseq-train fairseq-generate sacrebleu"
     for name in names.split():
-        (bin / name).write_text(STUB)
-        (bin / name).chmod(0o755)
+        (folder / name).write_text(STUB)
+        (folder / name).chmod(0o755)
     calls = tmp_path / "calls"
     return {"CALLS": str(calls), "PYTHON": sys.executable, "RUN": "relative/run"}, calls
 
@@ -187,7 +187,7 @@ def test_plot_training_reads_a_resumed_log_once(tmp_path):
     ("arguments", "message"),
     [
         (["plot_training.py", "no.log", "--out", "x.png"], "no.log is not a file"),
-        (["plot_training.py", __file__, "--out", "x.png"], "holds no training log"),
+        (["plot_training.py", str(ROOT / "README.md"), "--out", "x.png"], "holds no training log"),
         (["score_table.py", "nowhere"], "nowhere/scores.json is missing"),
         (
             ["plot_attention.py", "no.pt", "data", "--bpe-codes", "c", "--sentence", "x", "--out", "x.png"],
