@@ -27,15 +27,18 @@ source "$venv/bin/activate"
 # Requirements are installed once for every content of setup.py; the package itself, always.
 stamp="$venv/.requirements-${extras//,/-}-$(cksum < "$root/setup.py" | tr ' ' '-')"
 
-# fairseq's build needs PyTorch, and pip would fetch a CUDA build of it (several GB) for that purpose
-# alone: PyTorch comes first, in the build that fits the machine, and the build uses it.
+if python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  # The build of fairseq-fixed needs PyTorch, and pip would fetch a CUDA build of it (several GB) for that purpose
+  # alone: PyTorch comes first, in the build that fits the machine, and the build uses it.
+  default_torch=2.13.0 pip=pip isolation=--no-build-isolation
+else
+  # Stock fairseq is built where there is no PyTorch (its archive lacks the sources of the extension that it would
+  # build otherwise), and later versions of pip refuse the metadata of its requirements.
+  default_torch=2.5.1 pip="pip<24.1" isolation=
+fi
+
 install_torch() {
-  local default=2.13.0
-  if python -c 'import sys; sys.exit(sys.version_info >= (3, 11))'; then
-    default=2.5.1
-    pip install "pip<24.1" # later versions refuse the metadata of stock fairseq's requirements
-  fi
-  local version=${TORCH:-$default}
+  local version=${TORCH:-$default_torch}
   if python -c 'import torch' 2> /dev/null; then
     return
   elif [ "$(uname -s)" != Linux ] || nvidia-smi -L > /dev/null 2>&1; then
@@ -51,8 +54,8 @@ if [ ! -e "$stamp" ]; then
   say "PyTorch"
   install_torch
   say "fairseq and the other requirements ($extras)"
-  pip install setuptools wheel cython numpy
-  pip install --no-build-isolation "${root}[$extras]"
+  pip install "$pip" setuptools wheel cython numpy
+  pip install ${isolation:+"$isolation"} "${root}[$extras]"
   touch "$stamp"
 fi
 
