@@ -22,7 +22,7 @@ src=${SRC:-en} tgt=${TGT:-de} seed=${SEED:-1}
 pairs=8000 held_out=500 merges=1500
 pretrain_updates=500 finetune_updates=100
 max_tokens=1000 log_interval=25
-# Threads that wait without spinning: as fast on an idle machine, and twice as fast on a busy one.
+# Threads that wait without spinning: a quarter slower on an idle machine, twice as fast on a busy one.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 [ $# -le 1 ] || { echo "quickstart.sh: the only option is --small, got $*" >&2 && exit 2; }
 case ${1:-} in
