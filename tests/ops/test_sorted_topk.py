@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from oracles import sorted_plan
+from score_kinds import KINDS, make_scores
 from torch.autograd import gradcheck, gradgradcheck
 
 from fairseq_softtopk.ops import soft_topk, sorted_soft_topk
@@ -22,17 +23,10 @@ def test_equals_sinkhorn_run_to_convergence(n, k, epsilon, largest, scale):
 
 @pytest.mark.parametrize("n", [6, 64, 1000, 20_000])
 @pytest.mark.parametrize("epsilon", EPSILONS)
-@pytest.mark.parametrize("kind", ["normal", "uniform", "lprobs", "ties", "constant", "outlier"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_marginals_hold_at_every_epsilon(n, epsilon, kind):
-    scores = {
-        "normal": lambda: torch.randn(4, n) * 3,
-        "uniform": lambda: torch.rand(4, n),
-        "lprobs": lambda: torch.randn(4, n).mul(3).log_softmax(-1),
-        "ties": lambda: torch.randint(0, 4, (4, n)).float(),
-        "constant": lambda: torch.full((4, n), -1e3),
-        "outlier": lambda: torch.cat([torch.full((4, 1), 1e20), torch.randn(4, n - 1)], dim=1),
-    }[kind]().double()
+    scores = make_scores(kind, 4, n).double()
     weights = sorted_soft_topk(scores, 5, epsilon=epsilon)
     torch.testing.assert_close(weights.sum(1), torch.ones(4, 5).double(), atol=1e-8, rtol=0)
     assert weights.min() >= 0 and weights.sum(2).max() <= 1 + 1e-12
@@ -43,11 +37,7 @@ def test_marginals_hold_at_every_epsilon(n, epsilon, kind):
 @pytest.mark.parametrize("kind", ["normal", "constant", "ties"])
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_many_ranks_of_scores_that_hardly_differ(k, epsilon, kind):
-    scores = {
-        "normal": lambda: torch.randn(2, 100),
-        "constant": lambda: torch.zeros(2, 100),
-        "ties": lambda: torch.randint(0, 4, (2, 100)),
-    }[kind]().double()
+    scores = make_scores(kind, 2, 100).double()
     weights = sorted_soft_topk(scores, k, epsilon=epsilon)
     torch.testing.assert_close(weights.sum(1), torch.ones(2, k).double(), atol=1e-8, rtol=0)
     if kind == "constant":

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from oracles import topk_plan
+from score_kinds import KINDS, make_scores
 from torch.autograd import gradcheck, gradgradcheck
 
 from fairseq_softtopk.ops import log_soft_topk, soft_topk
@@ -22,16 +23,9 @@ def test_equals_sinkhorn_run_to_convergence(n, k, epsilon, largest, scale):
 
 @pytest.mark.parametrize("n", [5, 1000, 50_000])
 @pytest.mark.parametrize("epsilon", EPSILONS)
-@pytest.mark.parametrize("kind", ["normal", "uniform", "lprobs", "ties", "constant", "outlier"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_sums_to_k_and_agrees_with_float64(n, epsilon, kind):
-    scores = {
-        "normal": lambda: torch.randn(3, n) * 3,
-        "uniform": lambda: torch.rand(3, n),
-        "lprobs": lambda: torch.randn(3, n).mul(3).log_softmax(-1),
-        "ties": lambda: torch.randint(0, 4, (3, n)).float(),
-        "constant": lambda: torch.full((3, n), 1e3),
-        "outlier": lambda: torch.cat([torch.full((3, 1), 1e20), torch.randn(3, n - 1)], dim=1),
-    }[kind]()
+    scores = make_scores(kind, 3, n)
     single, double = soft_topk(scores, 3, epsilon=epsilon), soft_topk(scores.double(), 3, epsilon=epsilon)
     torch.testing.assert_close(double.sum(-1), torch.full((3,), 3.0).double(), atol=1e-10, rtol=0)
     torch.testing.assert_close(single.double(), double, atol=2e-6, rtol=0)
@@ -145,7 +139,7 @@ def test_nothing_but_numbers_whatever_the_magnitude(scale, epsilon, dtype):
 
 def test_log_is_accurate_where_the_weight_underflows():
     scores = torch.tensor([0.0, 0.0, -200.0])
-    # rest has exp(2 x / epsilon) of what it would have at the threshold: ln A = -400 + t, t = ln(1 / 1)
+    # The first two share k = 1 at t = 0, so that ln A of the third is 2 x / epsilon.
     torch.testing.assert_close(log_soft_topk(scores, 1, epsilon=1.0)[2].item(), -400.0, atol=1e-3, rtol=0)
     assert soft_topk(scores, 1, epsilon=1.0)[2] == 0
 
