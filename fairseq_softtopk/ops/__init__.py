@@ -10,7 +10,17 @@ Reference:
     Xie et al., "Differentiable Top-k with Optimal Transport", NeurIPS 2020 (arXiv 2002.06504).
 """
 
+from .modules import SoftTopK, SortedSoftTopK
 from .sorted_topk import sorted_soft_topk
 from .topk import log_soft_topk, soft_topk
+from .transport import Transport, solve_transport
 
-__all__ = ["log_soft_topk", "soft_topk", "sorted_soft_topk"]
+__all__ = [
+    "SoftTopK",
+    "SortedSoftTopK",
+    "Transport",
+    "log_soft_topk",
+    "soft_topk",
+    "solve_transport",
+    "sorted_soft_topk",
+]

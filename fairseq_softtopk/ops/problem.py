@@ -1,20 +1,28 @@
-"""What both operators share: the arguments, the masks and the meaning of epsilon.
+"""What the operators share: their arguments, the masks and the meaning of epsilon.
 
 Scores ``x`` are moved onto anchors ``b_j`` at the cost ``C_ij = (x_i - b_j)^2`` (paper, section 2).
 Only the part ``2 x_i b_j`` of that cost matters: ``x_i^2`` is constant along a row, ``b_j^2`` along
 a column, and the marginals absorb both.  So the plan depends on ``2 x_i / epsilon`` alone, and
 selecting the smallest scores is selecting the largest of ``-x``.
+
+**Who reads the data.**  ``k``, ``epsilon`` and shapes that Python knows are checked at once.  What only a look at
+the tensors can tell (NaN, a mask that leaves too little, a tensor of k) is checked by the solver with
+numbers that it has anyway.  On the CPU that is a ``ValueError`` which names the value.  On an accelerator, where reading a
+number would make the host wait for the device, it is an assertion on the device.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 COST_SCALES = ("none", "max", "batch_max")
+SOLVERS = ("newton", "sinkhorn", "sinkhorn_log")
 # Slopes beyond this are as good as infinite, but their sums and differences stay finite.
 LARGEST_SLOPE = 1e30
 
@@ -24,47 +32,47 @@ class Problem:
     """Scores ready to be solved: the largest win, the last dimension is the one to select from.
 
     Attributes:
-        scores: (..., n), in the precision of the solver; masked entries are ``-inf``.
-        alive: (..., n), False at masked entries.
-        epsilon: (..., 1) or (), the entropic weight of the un-scaled cost.
+        scores: (..., n), in the precision of the solver; ``-inf`` is masked.
+        epsilon: (..., 1), the entropic weight of the un-scaled cost; the leading dimensions broadcast.
+        k: how many to select; the largest where there is one per problem.
+        counts: None, or (..., 1): how many to select from each problem.
     """
 
     scores: Tensor
-    alive: Tensor
     epsilon: Tensor
+    k: int
+    counts: Tensor | None = None
 
     def slopes(self, origin: Tensor) -> Tensor:
-        """``2 (x_i - origin) / epsilon``, and 0 at masked entries, where no gradient may pass.
+        """``2 (x_i - origin) / epsilon``, (..., n), 0 at masked entries, where no gradient may pass.
 
-        Subtracting before scaling keeps every digit near the origin (Sterbenz), so that a small
-        epsilon needs no wider floats.  The origin cancels in the plan and carries no gradient.
-
-        Args:
-            origin: (..., 1).
+        Subtracting before scaling keeps every digit near the origin, (..., 1), which carries no gradient.
         """
-        largest = torch.finfo(self.scores.dtype).max
-        distance = (self.scores - origin).masked_fill(~self.alive, 0.0).clamp(-largest, largest)
-        return (distance * (2 / self.epsilon)).clamp(-LARGEST_SLOPE, LARGEST_SLOPE)
+        return slopes(self.scores, origin, self.epsilon)
 
 
 def prepare(
     scores: Tensor,
-    num_anchors: int,
+    k: int | Tensor,
+    anchors: int,
     epsilon: float | Tensor,
     dim: int,
     largest: bool,
     cost_scale: str,
+    solver: str,
     dtype: torch.dtype,
 ) -> Problem:
-    """Checks the arguments of an operator and brings its scores into the form of :class:`Problem`.
+    """Checks what Python knows of an operator's arguments, and brings them into the form of :class:`Problem`.
 
     Args:
         scores: the user's scores.
-        num_anchors: the anchors are 0, 1, ..., num_anchors - 1.
-        epsilon: entropic weight; a tensor has the shape of scores without ``dim``.
+        k: how many to select, one number or one per problem.
+        anchors: the anchors are 0, 1, ..., anchors - 1.
+        epsilon: entropic weight, one number or one per problem.
         dim: the dimension to select from.
         largest: whether the largest scores are to be selected.
         cost_scale: what the cost is divided by, see :func:`soft_topk`.
+        solver: the name of a solver.
         dtype: the precision to solve in.
 
     Raises:
@@ -76,54 +84,102 @@ def prepare(
         raise ValueError(f"scores must be floating point, got {scores.dtype}")
     if cost_scale not in COST_SCALES:
         raise ValueError(f"cost_scale must be one of {', '.join(COST_SCALES)}, got {cost_scale!r}")
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
     scores = scores.movedim(dim, -1).to(dtype)
-    weight = as_epsilon(epsilon, scores)
-    alive = scores != (-math.inf if largest else math.inf)
+    weight = _as_epsilon(epsilon, scores)
     if cost_scale != "none":
-        weight = weight * _largest_cost(scores.detach(), alive, num_anchors - 1, cost_scale)
-    return Problem(scores if largest else -scores, alive, weight)
+        weight = weight * _largest_cost(scores.detach(), anchors - 1, largest, cost_scale)
+    counts = _as_counts(k, scores) if isinstance(k, Tensor) else None
+    if counts is None and (int(k) != k or not 0 <= k <= scores.size(-1)):
+        refuse_k(k, scores.size(-1))
+    return Problem(scores if largest else -scores, weight, -1 if counts is not None else int(k), counts)
 
 
-def as_epsilon(epsilon: float | Tensor, scores: Tensor) -> Tensor:
-    """Epsilon as a tensor that broadcasts against scores (..., n).
+def slopes(scores: Tensor, origin: Tensor, epsilon: Tensor) -> Tensor:
+    """:meth:`Problem.slopes` on tensors."""
+    largest = torch.finfo(scores.dtype).max
+    distance = (scores - origin).masked_fill(scores == -math.inf, 0.0).clamp(-largest, largest)
+    return (distance * (2 / epsilon)).clamp(-LARGEST_SLOPE, LARGEST_SLOPE)
 
-    Raises:
-        ValueError: if epsilon is not a positive finite number, or does not broadcast.
-    """
-    if not isinstance(epsilon, Tensor):
-        if not 0 < epsilon < math.inf:
-            raise ValueError(f"epsilon must be a positive finite number, got {epsilon}")
-        epsilon = max(epsilon, torch.finfo(scores.dtype).tiny)
-        return torch.tensor(epsilon, dtype=scores.dtype, device=scores.device)
-    if epsilon.dim() and epsilon.shape != scores.shape[:-1]:
+
+def refuse_k(k: float | Tensor, n: int) -> NoReturn:
+    """Raises the error of a k that is not a number of elements of n."""
+    if isinstance(k, Tensor) or int(k) != k:
+        raise ValueError(f"k must be an integer, got {k}")
+    raise ValueError(f"k must lie in [0, {n}], the number of scores, got {k}")
+
+
+def _as_counts(k: Tensor, scores: Tensor) -> Tensor:
+    """A tensor of k as integers that broadcast against scores (..., n)."""
+    if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
+        raise ValueError(f"k must be an integer, got a tensor of {k.dtype}")
+    return _per_problem("k", k.to(scores.device, torch.long), scores)
+
+
+def _as_epsilon(epsilon: float | Tensor, scores: Tensor) -> Tensor:
+    """Epsilon as a tensor that broadcasts against scores (..., n)."""
+    if isinstance(epsilon, Tensor):
+        return _per_problem("epsilon", epsilon.to(scores), scores)
+    if not 0 < epsilon < math.inf:
+        raise ValueError(f"epsilon must be a positive finite number, got {epsilon}")
+    epsilon = max(epsilon, torch.finfo(scores.dtype).tiny)
+    return torch.full((1,) * scores.dim(), epsilon, dtype=scores.dtype, device=scores.device)
+
+
+def _per_problem(name: str, value: Tensor, scores: Tensor) -> Tensor:
+    """One number, or one per problem, with as many dimensions as scores (..., n) and the last of size 1."""
+    batch = scores.shape[:-1]
+    if value.dim() > len(batch) or any(a not in (1, b) for a, b in zip(value.shape[::-1], batch[::-1])):
         raise ValueError(
-            f"epsilon must be one number or one per problem, {tuple(scores.shape[:-1])}, "
-            f"got {tuple(epsilon.shape)}"
+            f"{name} must be one number or one per problem, {tuple(batch)}, got {tuple(value.shape)}"
         )
-    wrong = ~((epsilon > 0) & epsilon.isfinite())
-    if bool(wrong.any()):
-        raise ValueError(f"epsilon must be positive and finite, got {epsilon[wrong][0].item()}")
-    epsilon = epsilon.to(scores).clamp(min=torch.finfo(scores.dtype).tiny)
-    return epsilon.unsqueeze(-1) if epsilon.dim() else epsilon
+    return value.reshape(*(1,) * (len(batch) - value.dim()), *value.shape, 1)
 
 
-def _largest_cost(scores: Tensor, alive: Tensor, last_anchor: int, cost_scale: str) -> Tensor:
+def _largest_cost(scores: Tensor, last_anchor: int, largest: bool, cost_scale: str) -> Tensor:
     """The largest ``(x_i - b_j)^2``, over each problem or over the batch; a constant, no gradient."""
+    alive = scores != (-math.inf if largest else math.inf)
     costs = torch.maximum(scores.square(), (scores - last_anchor).square()).masked_fill(~alive, 0.0)
     if costs.numel() == 0:
         return costs.new_ones(())
-    largest = costs.amax() if cost_scale == "batch_max" else costs.amax(-1, keepdim=True)
-    return largest.masked_fill(largest == 0, 1.0)
+    top = costs.amax() if cost_scale == "batch_max" else costs.amax(-1, keepdim=True)
+    return top.masked_fill(top == 0, 1.0).clamp(max=torch.finfo(top.dtype).max)
 
 
-def check_contents(scores: Tensor, alive: Tensor, k: Tensor | int) -> None:
-    """Finds out why a problem has no solution; called only when the solver did not find one.
+def require(fine: Tensor, complain: Callable[[], NoReturn]) -> None:
+    """Stops where a tensor says that something is not fine.
 
-    A NaN, an infinity on the wrong side and a mask that leaves too few elements all end as a
-    residual that is not a number, so that good input pays nothing for these checks.
+    Args:
+        fine: a boolean tensor of any shape.
+        complain: raises the error; called only when something is wrong, and only on the CPU.
+    """
+    if fine.device.type == "cpu":
+        if not bool(fine.all()):
+            complain()
+    else:
+        torch._assert_async(
+            fine.all(), "fairseq_softtopk: see the errors of the operator, or run it on the CPU"
+        )
+
+
+def check_epsilon(epsilon: Tensor) -> Tensor:
+    """Epsilon, kept away from 0 by the smallest float; an error unless it is positive and finite."""
+    smallest, largest = torch.aminmax(epsilon)
+
+    def complain() -> NoReturn:
+        wrong = ~((epsilon > 0) & epsilon.isfinite())
+        raise ValueError(f"epsilon must be positive and finite, got {epsilon[wrong][0].item()}")
+
+    require((smallest > 0) & (largest < math.inf), complain)
+    return epsilon.clamp(min=torch.finfo(epsilon.dtype).tiny)
+
+
+def check_contents(scores: Tensor, k: Tensor | int) -> NoReturn:
+    """Says why a problem has no solution.
 
     Raises:
-        ValueError: if scores hold a NaN or the wrong infinity, or fewer than k entries are alive.
+        ValueError: scores hold a NaN or the wrong infinity, or fewer than k entries are not masked.
     """
     if bool(scores.isnan().any()):
         raise ValueError("scores contain NaN")
@@ -132,8 +188,9 @@ def check_contents(scores: Tensor, alive: Tensor, k: Tensor | int) -> None:
             "scores contain the infinity that no selection can avoid: "
             "mask with -inf when largest=True, with +inf when largest=False"
         )
-    missing = alive.sum(-1) < k
-    if bool(missing.any()):
-        left = int(alive.sum(-1)[missing].min())
-        wanted = k if isinstance(k, int) else int(k.expand(missing.shape)[missing].max())
-        raise ValueError(f"k = {wanted} elements to select, but the mask leaves only {left}")
+    left = (scores != -math.inf).sum(-1, keepdim=True)
+    wanted = torch.as_tensor(k).expand_as(left)
+    missing = left < wanted
+    raise ValueError(
+        f"k = {int(wanted[missing].max())} elements to select, but the mask leaves only {int(left[missing].min())}"
+    )

@@ -1,6 +1,7 @@
-"""Entropic optimal transport between many elements and few anchors, solved by Newton's method.
+"""Entropic optimal transport between many elements and few anchors.
 
-At the optimum every row of the plan is a softmax over the m anchors,
+A plan with the row marginals r and the column marginals c that minimises
+``sum_ij C_ij P_ij + epsilon sum_ij P_ij ln P_ij`` (paper, eq. 2) has rows that are a softmax over the m anchors,
 
     P_ij = r_i softmax_j(L_ij + zeta_j),        L = -C / epsilon,
 
@@ -15,17 +16,334 @@ the backward pass, so one routine serves both passes.
 
 from __future__ import annotations
 
-import warnings
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-9
-MAX_ITER = 100
-MAX_HALVINGS = 30
+from .problem import SOLVERS, Problem, check_contents, check_epsilon, refuse_k, require
+from .residual import warn_residual
+
+NEWTON_STEPS, NEWTON_TOLERANCE = 100, 1e-9
+SINKHORN_STEPS, SINKHORN_TOLERANCE = 200, 1e-3
+# Where the host must not wait for the device, this many steps are taken and none is looked at.
+BLIND_STEPS = 30
 MAX_STEP = 4.0
 NEAR = 1e-6
+# From one weight of the entropy to the next, on the way from a flat plan to the one that is wanted.
+ANNEALING = 4.0
+
+
+class Transport(NamedTuple):
+    """A transport plan and how good it is.
+
+    Attributes:
+        plan: P, (..., n, m).
+        row_potentials: alpha, (..., n), in units of the cost.
+        col_potentials: beta, (..., m): ``P_ij = r_i exp((alpha_i + beta_j - C_ij) / epsilon)``.
+        residual: (...,) largest error of a row or column sum, relative to its marginal.
+        iterations: steps taken.
+        converged: (...,) whether the residual is within the tolerance.
+    """
+
+    plan: Tensor
+    row_potentials: Tensor
+    col_potentials: Tensor
+    residual: Tensor
+    iterations: int
+    converged: Tensor
+
+
+def solve_transport(
+    cost: Tensor,
+    row_marginals: Tensor,
+    col_marginals: Tensor,
+    epsilon: float | Tensor,
+    *,
+    solver: str = "newton",
+    max_iter: int | None = None,
+    tol: float | None = None,
+) -> Transport:
+    r"""Solves entropic optimal transport problems (paper, eq. 2) and says how well.
+
+    .. math::
+        \min_{P \ge 0} \sum_{ij} C_{ij} P_{ij} + \epsilon \sum_{ij} P_{ij} \ln P_{ij}, \quad
+        P \mathbf 1 = r, \; P^\top \mathbf 1 = c.
+
+    The plan is differentiable in the cost, the marginals and epsilon, by implicit differentiation (paper,
+    Theorem 3), to any order.  The potentials and what follows them are not.
+
+    Args:
+        cost: C, (..., n, m), finite; meant for few columns, as Newton's method inverts m x m matrices.
+        row_marginals: r, (..., n), not negative; rows of mass 0 stay empty.
+        col_marginals: c, (..., m), not negative, of the same sum as r.
+        epsilon: entropic weight in units of the cost; a number or a tensor that broadcasts to (...,).
+        solver: ``"newton"`` (exact, in float64), ``"sinkhorn"`` or ``"sinkhorn_log"`` (paper, Algorithm 1, in the
+            precision of the cost), whose last update makes the columns right and leaves the error in the rows.
+        max_iter: steps at most; by default 100 for Newton's method at each level of its annealing, 200 for Sinkhorn's.
+        tol: the relative error of a marginal that counts as converged; by default 1e-9 for Newton's method, 1e-3 for
+            Sinkhorn's, which stops early only at a tolerance that is given.
+
+    Returns:
+        The plan in the dtype of the cost, and its :class:`Transport`.
+
+    Raises:
+        ValueError: if an argument is out of range or the marginals do not have the same sum; if ``"sinkhorn"``
+            underflows (use ``"sinkhorn_log"``).
+
+    Warns:
+        RuntimeWarning: if a problem has not converged.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    shape = torch.broadcast_shapes(cost.shape[:-2], row_marginals.shape[:-1], col_marginals.shape[:-1])
+    if cost.dim() < 2 or cost.shape[-2:] != (row_marginals.size(-1), col_marginals.size(-1)):
+        raise ValueError(
+            f"cost must be (..., n, m) for row marginals (..., n) and column marginals (..., m), got "
+            f"{tuple(cost.shape)}, {tuple(row_marginals.shape)}, {tuple(col_marginals.shape)}"
+        )
+    dtype = torch.float64 if solver == "newton" else cost.dtype
+    weight = torch.as_tensor(epsilon, dtype=dtype, device=cost.device)[..., None, None]
+    rows, cols = row_marginals.to(dtype).expand(*shape, -1), col_marginals.to(dtype).expand(*shape, -1)
+    _check_marginals(cost, rows, cols)
+    logits = -cost.to(dtype).expand(*shape, -1, -1) / check_epsilon(weight)
+    plan, zeta, residual, iterations = _plan(logits, rows, cols, solver, max_iter, tol)
+    weight = weight.detach()[..., 0]
+    log_norm = (logits.detach() + zeta.unsqueeze(-2)).logsumexp(-1)
+    converged = residual <= _tolerance(solver, tol)
+    return Transport(
+        plan.to(cost.dtype),
+        (-log_norm * weight).to(cost.dtype),
+        (zeta * weight).to(cost.dtype),
+        residual,
+        int(iterations),
+        converged,
+    )
+
+
+def plan_by_sinkhorn(
+    problem: Problem, anchors: int, largest: bool, solver: str, max_iter: int | None, tol: float | None
+) -> Tensor:
+    """The plan (..., n, anchors) of a top-k problem as the paper solves it: the last column is what is not selected."""
+    scores, n = problem.scores, problem.scores.size(-1)
+    alive = scores != -math.inf
+    counts = torch.tensor(problem.k, device=scores.device) if problem.counts is None else problem.counts
+    counts = counts.expand(*scores.shape[:-1], 1)
+    if problem.counts is not None and not 0 <= int(counts.amin()) <= int(counts.amax()) <= n:
+        refuse_k(int(counts.amin() if counts.amin() < 0 else counts.amax()), n)
+
+    def complain() -> NoReturn:
+        check_contents(scores, counts)
+
+    require((scores < math.inf).all(-1, keepdim=True) & (alive.sum(-1, keepdim=True) >= counts), complain)
+    # The paper's anchors: the smallest scores go to 0, the largest to the last anchor.
+    places = torch.arange(anchors, dtype=scores.dtype, device=scores.device)
+    places = places.flip(0) if largest else places
+    original = (scores if largest else -scores).masked_fill(~alive, 0.0)
+    cost = (original.unsqueeze(-1) - places).square()
+    row_mass = alive.to(scores.dtype)
+    ranks = (counts if anchors == 2 else torch.ones_like(counts).expand(*scores.shape[:-1], anchors - 1)).to(
+        scores.dtype
+    )
+    col_mass = torch.cat([ranks, row_mass.sum(-1, keepdim=True) - counts], dim=-1)
+    logits = -cost / check_epsilon(problem.epsilon).unsqueeze(-1)
+    return _plan(logits, row_mass, col_mass, solver, max_iter, tol)[0]
+
+
+def _check_marginals(cost: Tensor, rows: Tensor, cols: Tensor) -> None:
+    def complain() -> NoReturn:
+        if not bool(cost.isfinite().all()):
+            raise ValueError("the cost must be finite")
+        if bool(((rows < 0).any() | (cols < 0).any()) | ~(rows.isfinite().all() & cols.isfinite().all())):
+            raise ValueError("the marginals must be finite and not negative")
+        raise ValueError(f"the marginals must have the same sum, got {rows.sum(-1)} and {cols.sum(-1)}")
+
+    total = rows.sum(-1)
+    same = (total - cols.sum(-1)).abs() <= 1e-5 * total
+    require(same & (rows >= 0).all(-1) & (cols >= 0).all(-1) & cost.isfinite().all(), complain)
+
+
+def _tolerance(solver: str, tol: float | None) -> float:
+    return tol if tol is not None else NEWTON_TOLERANCE if solver == "newton" else SINKHORN_TOLERANCE
+
+
+def _plan(
+    logits: Tensor, row_mass: Tensor, col_mass: Tensor, solver: str, max_iter: int | None, tol: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Plan (..., n, m), zeta (..., m), residual (...,), iterations (); warns if the plan is not good enough."""
+    steps = max_iter or (NEWTON_STEPS if solver == "newton" else SINKHORN_STEPS)
+    accepted = _tolerance(solver, tol)
+    early = accepted if solver == "newton" or tol is not None else 0.0
+    plan, zeta, residual, iterations = _Plan.apply(  # type: ignore[no-untyped-call]
+        logits, row_mass, col_mass, solver, steps, early, accepted
+    )
+    return plan, zeta, residual, iterations
+
+
+class _Plan(torch.autograd.Function):
+    """Implicit differentiation of the marginals of a plan (paper, Theorem 3 and Algorithm 4).
+
+    With ``T(G) = P * (G - sum_j P_ij G_ij / r_i)``, the derivative of a softmax, a gradient G of the plan
+    becomes ``T(G - u)`` for the logits, where ``H u = sum_i T(G)_i``; u for c; and
+    ``sum_j P_ij (G_ij - u_j) / r_i`` for r.
+    """
+
+    @staticmethod
+    def forward(
+        logits: Tensor,
+        row_mass: Tensor,
+        col_mass: Tensor,
+        solver: str,
+        steps: int,
+        early: float,
+        accepted: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        solve = _solve_opaque if torch.compiler.is_compiling() else _solve
+        return solve(logits, row_mass, col_mass, solver, steps, early, accepted)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        plan, zeta, residual, iterations = output
+        ctx.mark_non_differentiable(zeta, residual, iterations)
+        ctx.save_for_backward(plan, inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        plan, row_mass = ctx.saved_tensors
+        for_logits, for_rows, for_cols = plan_vjp(plan, row_mass, grads[0])
+        return for_logits, for_rows, for_cols, None, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *arguments: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        batched = [
+            value.movedim(dim, 0)
+            if dim is not None
+            else value.expand(info.batch_size, *value.shape)
+            if isinstance(value, Tensor)
+            else value
+            for value, dim in zip(arguments, in_dims)
+        ]
+        return _Plan.apply(*batched), (0, 0, 0, None)  # type: ignore[no-untyped-call]
+
+
+def plan_vjp(plan: Tensor, row_mass: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients with respect to logits (..., n, m), row mass (..., n) and column mass (..., m).
+
+    Args:
+        plan: P, (..., n, m).
+        row_mass: r, (..., n).
+        grad: G, (..., n, m).
+    """
+    share = plan / row_mass.unsqueeze(-1).clamp(min=torch.finfo(plan.dtype).tiny)
+    pulled = (plan * (grad - (share * grad).sum(-1, keepdim=True))).sum(-2)
+    multiplier = solve_laplacian(coupling(plan, share), pulled)
+    rest = grad - multiplier.unsqueeze(-2)
+    for_rows = (share * rest).sum(-1)
+    return plan * (rest - for_rows.unsqueeze(-1)), for_rows, multiplier
+
+
+@torch.library.custom_op("fairseq_softtopk::plan", mutates_args=())
+def _solve_opaque(
+    logits: Tensor, row_mass: Tensor, col_mass: Tensor, solver: str, steps: int, early: float, accepted: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`_solve` as one node of a compiled graph."""
+    return _solve(logits, row_mass, col_mass, solver, steps, early, accepted)
+
+
+@_solve_opaque.register_fake
+def _(
+    logits: Tensor, row_mass: Tensor, col_mass: Tensor, solver: str, steps: int, early: float, accepted: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    iterations = torch.empty((), dtype=torch.long)
+    return torch.empty_like(logits), torch.empty_like(col_mass), logits.new_empty(logits.shape[:-2]), iterations
+
+
+def _solve(
+    logits: Tensor, row_mass: Tensor, col_mass: Tensor, solver: str, steps: int, early: float, accepted: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Plan, zeta, residual and number of iterations of a batch of problems."""
+    if solver == "newton":
+        plan, zeta, iterations = _newton(logits, row_mass, col_mass, steps, early)
+    else:
+        plan, zeta, iterations = _sinkhorn(logits, row_mass, col_mass, solver == "sinkhorn_log", steps, early)
+    residual = torch.maximum(_residual(plan.sum(-1), row_mass), _residual(plan.sum(-2), col_mass))
+    if residual.numel() and residual.device.type == "cpu" and not float(residual.max()) <= accepted:
+        warn_residual(float(residual.max()), iterations)
+    return plan, zeta, residual, torch.tensor(iterations)
+
+
+def _residual(sums: Tensor, marginals: Tensor) -> Tensor:
+    """The largest error relative to a marginal, (...,); where a marginal is 0 the plan is exact."""
+    error = (sums - marginals).abs() / marginals.clamp(min=torch.finfo(sums.dtype).tiny)
+    return error.masked_fill(marginals == 0, 0.0).amax(-1)
+
+
+def _newton(
+    logits: Tensor, row_mass: Tensor, col_mass: Tensor, steps: int, tol: float
+) -> tuple[Tensor, Tensor, int]:
+    """Newton's method from a flat plan, to which the entropy brings every problem, to the plan that is wanted."""
+    spread = logits.amax((-1, -2)) - logits.amin((-1, -2))
+    flatness = (spread / ANNEALING).clamp(min=1.0)[..., None]
+    zeta = torch.zeros_like(col_mass).masked_fill(col_mass == 0, -math.inf)
+    total = 0
+    while True:
+        last = bool((flatness == 1).all())
+        measure = partial(_measure, logits / flatness.unsqueeze(-1), row_mass)
+        level = solve_potentials(measure, col_mass, zeta, logits.size(-2), steps, tol if last else 1e-2)
+        total += level.iterations
+        if last:
+            return transport_plan(logits, row_mass, level.zeta), level.zeta, total
+        flatter = (flatness / ANNEALING).clamp(min=1.0)
+        zeta = level.zeta * (flatness / flatter)
+        flatness = flatter
+
+
+def _measure(logits: Tensor, row_mass: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`solve_potentials` wants to know of the plan at zeta."""
+    shifted = logits + zeta.unsqueeze(-2)
+    norm = shifted.logsumexp(-1, keepdim=True)
+    share = (shifted - norm).exp()
+    plan = share * row_mass.unsqueeze(-1)
+    return -(row_mass * norm.squeeze(-1)).sum(-1), plan.sum(-2), coupling(plan, share)
+
+
+def _sinkhorn(
+    logits: Tensor, row_mass: Tensor, col_mass: Tensor, log_domain: bool, steps: int, tol: float
+) -> tuple[Tensor, Tensor, int]:
+    """The paper's Algorithm 1: rows and columns are scaled in turn, columns last."""
+    if log_domain:
+        log_rows, log_cols = row_mass.log(), col_mass.log()
+        zeta = torch.zeros_like(col_mass)
+        for step in range(1, steps + 1):
+            row = log_rows - (logits + zeta.unsqueeze(-2)).logsumexp(-1)
+            zeta = log_cols - (logits + row.unsqueeze(-1)).logsumexp(-2)
+            if tol and step < steps and _row_error(logits, row, zeta, row_mass) <= tol:
+                break
+        return (logits + row.unsqueeze(-1) + zeta.unsqueeze(-2)).exp(), zeta, step
+    kernel = logits.exp()
+    col = torch.full_like(col_mass, 1 / col_mass.size(-1))
+    for step in range(1, steps + 1):
+        row = row_mass / (kernel @ col.unsqueeze(-1)).squeeze(-1)
+        col = col_mass / (row.unsqueeze(-2) @ kernel).squeeze(-2)
+        if tol and step < steps and _row_error(logits, row.log(), col.log(), row_mass) <= tol:
+            break
+    plan = kernel * row.unsqueeze(-1) * col.unsqueeze(-2)
+
+    def complain() -> NoReturn:
+        raise ValueError('exp(-cost / epsilon) underflows: use solver="sinkhorn_log", or "newton"')
+
+    require(plan.isfinite(), complain)
+    return plan, col.log(), step
+
+
+def _row_error(logits: Tensor, row: Tensor, zeta: Tensor, row_mass: Tensor) -> float:
+    plan = (logits + row.unsqueeze(-1) + zeta.unsqueeze(-2)).exp()
+    return float(_residual(plan.sum(-1), row_mass).max())
 
 
 class Potentials(NamedTuple):
@@ -33,12 +351,10 @@ class Potentials(NamedTuple):
 
     Attributes:
         zeta: (..., m) column potentials, in units of epsilon.
-        residual: (...,) largest absolute difference between a column sum and its marginal.
         iterations: Newton steps taken.
     """
 
     zeta: Tensor
-    residual: Tensor
     iterations: int
 
 
@@ -53,101 +369,79 @@ def transport_plan(logits: Tensor, row_mass: Tensor, zeta: Tensor) -> Tensor:
     return torch.softmax(logits + zeta.unsqueeze(-2), dim=-1) * row_mass.unsqueeze(-1)
 
 
-def solve_potentials(logits: Tensor, row_mass: Tensor, col_mass: Tensor, start: Tensor) -> Potentials:
-    """Maximises the semi-dual by Newton's method, with step halving.
+Measure = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def solve_potentials(
+    measure: Measure, col_mass: Tensor, start: Tensor, rows: int, steps: int, tol: float
+) -> Potentials:
+    """Maximises the semi-dual by Newton's method with back-tracking, every problem at its own pace.
 
     Args:
-        logits: (..., n, m), finite, float64.
-        row_mass: (..., n), non-negative; rows of mass 0 are left out.
-        col_mass: (..., m), non-negative, with the same sum as ``row_mass``.
+        measure: zeta (..., m) -> the value of D without its linear term (...,), the column sums (..., m) and the
+            coupling (..., m, m), see :func:`coupling`.
+        col_mass: (..., m), not negative, with the same sum as the rows.
         start: (..., m); ``-inf`` closes a column, whose mass must be 0.
+        rows: how many rows were summed.
+        steps: at most; on an accelerator ``BLIND_STEPS`` of them are taken and none is looked at.
+        tol: the error of a column sum at which to stop, relative to its mass if that is above 1.
     """
-    zeta = start
-    value, plan = _semi_dual(logits, row_mass, col_mass, zeta)
+    watched = start.device.type == "cpu"
     # The column sums are known up to rounding; a curvature below that must not magnify it.
-    eye = torch.eye(logits.size(-1), dtype=logits.dtype, device=logits.device)
-    floor = max(1e-12, 1e-15 * logits.size(-2)) * eye
-    for iteration in range(MAX_ITER + 1):
-        gradient = col_mass - plan.sum(-2)
-        residual = gradient.abs().amax(-1)
-        if iteration == MAX_ITER or bool((residual <= TOLERANCE).all()):
-            break
-        step = _solve_laplacian(_hessian(plan, row_mass) + floor, gradient)
-        gain = (gradient * step).sum(-1, keepdim=True)
-        # A potential is a logarithm: a longer step than this is leaving the region where it was computed.
-        size = MAX_STEP / step.abs().amax(-1, keepdim=True).clamp(min=MAX_STEP)
-        for _ in range(MAX_HALVINGS):
-            trial_value, trial_plan = _semi_dual(logits, row_mass, col_mass, zeta + size * step)
-            # D is only known up to rounding: close to the optimum the residual decides.
-            trial_residual = (col_mass - trial_plan.sum(-2)).abs().amax(-1)
-            closer = trial_residual <= residual.clamp(max=NEAR)
-            enough = (trial_value >= value + 1e-4 * (size * gain).squeeze(-1)) | closer
-            if bool(enough.all()):
-                break
-            size = torch.where(enough.unsqueeze(-1), size, size / 2)
-        zeta = torch.where(enough.unsqueeze(-1), zeta + size * step, zeta)
-        value = torch.where(enough, trial_value, value)
-        plan = torch.where(enough[..., None, None], trial_plan, plan)
-    return Potentials(zeta, residual, iteration)
+    floor = max(1e-12, 1e-15 * rows) * torch.eye(start.size(-1), dtype=start.dtype, device=start.device)
+    scale = col_mass.clamp(min=1.0)
+
+    def look(zeta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The value, the residual, the step of Newton's method and how much D should gain by it."""
+        value, sums, matrix = measure(zeta)
+        gradient = col_mass - sums
+        step = solve_laplacian(matrix + floor, gradient)
+        value = value + (col_mass * zeta.masked_fill(col_mass == 0, 0.0)).sum(-1)
+        return value, (gradient / scale).abs().amax(-1), step, (gradient * step).sum(-1)
+
+    zeta = start
+    value, residual, step, gain = look(zeta)
+    size = _first_size(step)
+    for taken in range(steps if watched else min(steps, BLIND_STEPS)):
+        if watched and bool((residual <= tol).all()):
+            return Potentials(zeta, taken)
+        trial = zeta + size.unsqueeze(-1) * step
+        trial_value, trial_residual, trial_step, trial_gain = look(trial)
+        # D is only known up to rounding: close to the optimum the residual decides.
+        closer = trial_residual <= residual.clamp(max=NEAR)
+        better = (trial_value >= value + 1e-4 * size * gain) | closer
+        size = torch.where(better, _first_size(trial_step), size / 2)
+        zeta, step = (torch.where(better.unsqueeze(-1), a, b) for a, b in ((trial, zeta), (trial_step, step)))
+        value, residual = torch.where(better, trial_value, value), torch.where(better, trial_residual, residual)
+        gain = torch.where(better, trial_gain, gain)
+    return Potentials(zeta, steps)
 
 
-def column_potentials(logits: Tensor, row_mass: Tensor, col_mass: Tensor, start: Tensor) -> Tensor:
-    """The potentials of :func:`solve_potentials` as a differentiable function of ``logits``."""
-    zeta: Tensor = _ColumnPotentials.apply(  # type: ignore[no-untyped-call]
-        logits, row_mass, col_mass, start
-    )
-    return zeta
+def _first_size(step: Tensor) -> Tensor:
+    """1, or less: a potential is a logarithm, and a longer step leaves the region where it was computed."""
+    return MAX_STEP / step.abs().amax(-1).clamp(min=MAX_STEP)
 
 
-class _ColumnPotentials(torch.autograd.Function):
-    """Implicit differentiation of ``sum_i P_ij = c_j`` (paper, Theorem 3).
+def coupling(plan: Tensor, share: Tensor) -> Tensor:
+    """H = ``diag(sum_i P_i) - sum_i P_i P_i^T / r_i``, (..., m, m).
 
-    ``H dzeta = -sum_i (diag(P_i) - P_i P_i^T / r_i) dL_i``; the backward pass applies the transpose.
+    Args:
+        plan: P, (..., n, m).
+        share: P / r, (..., n, m).
     """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, row_mass: Tensor, col_mass: Tensor, start: Tensor) -> Tensor:
-        zeta, residual, iterations = solve_potentials(logits, row_mass, col_mass, start)
-        # A NaN is left to the caller, who can say what is wrong with the scores.
-        if bool((residual > TOLERANCE).any()):
-            warnings.warn(
-                f"the transport problem did not converge in {iterations} Newton steps: a column sum "
-                f"is off by {residual.max().item():.1e}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        ctx.save_for_backward(logits, row_mass, zeta)
-        return zeta
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, row_mass, zeta = ctx.saved_tensors
-        plan = transport_plan(logits, row_mass, zeta)
-        step = _solve_laplacian(_hessian(plan, row_mass), grads[0]).unsqueeze(-2)
-        share = (plan * step).sum(-1, keepdim=True)
-        share = share / row_mass.unsqueeze(-1).clamp(min=torch.finfo(plan.dtype).tiny)
-        return plan * (share - step), None, None, None
+    return as_laplacian(share.transpose(-1, -2) @ plan)
 
 
-def _semi_dual(logits: Tensor, row_mass: Tensor, col_mass: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor]:
-    """The value of D (...,) and the plan (..., n, m) at zeta."""
-    shifted = logits + zeta.unsqueeze(-2)
-    norm = shifted.logsumexp(-1, keepdim=True)
-    gain = (col_mass * zeta.masked_fill(col_mass == 0, 0.0)).sum(-1)
-    value = gain - (row_mass * norm.squeeze(-1)).sum(-1)
-    return value, (shifted - norm).exp() * row_mass.unsqueeze(-1)
+def as_laplacian(products: Tensor) -> Tensor:
+    """The matrix with these off-diagonal entries, negated, and rows that sum to zero.
+
+    The diagonal of ``products`` is not looked at: the sum is right to the last bit however small it is.
+    """
+    apart = products - torch.diag_embed(products.diagonal(dim1=-2, dim2=-1))
+    return torch.diag_embed(apart.sum(-1)) - apart
 
 
-def _hessian(plan: Tensor, row_mass: Tensor) -> Tensor:
-    """``diag(sum_i P_i) - sum_i P_i P_i^T / r_i``, (..., m, m)."""
-    rows = plan / row_mass.unsqueeze(-1).clamp(min=torch.finfo(plan.dtype).tiny)
-    coupling = rows.transpose(-1, -2) @ plan
-    # Off the diagonal only, so that rows sum to zero to the last bit however small they are.
-    coupling = coupling - torch.diag_embed(coupling.diagonal(dim1=-2, dim2=-1))
-    return torch.diag_embed(coupling.sum(-1)) - coupling
-
-
-def _solve_laplacian(matrix: Tensor, rhs: Tensor) -> Tensor:
+def solve_laplacian(matrix: Tensor, rhs: Tensor) -> Tensor:
     """Solves ``matrix @ u = rhs`` for a symmetric matrix with zero row sums and a ``rhs`` of sum zero.
 
     At small epsilon the entries span hundreds of orders of magnitude, down to 0 where a column

@@ -1,0 +1,276 @@
+"""The k + 1 column potentials of the sorted top-k plan, and the derivative of the plan.
+
+The anchors are k, k-1, ..., 1 for the ranks 1 ... k, and 0 for all other elements (paper, section 4).
+
+**Start at the hard solution.**  Between two neighbouring ranks the hard assignment switches at the
+midpoint ``m_l`` of the l-th and (l+1)-th largest score.  Rank l is better than rank l + 1 by
+
+    L_il - L_i,l+1 = d_il,        d_il = 2 (x_i - m_l) / epsilon.
+
+With these logits the hard solution has the potentials zeta = 0, and at any epsilon zeta is a correction of the
+size of a logarithm of n: Newton's method starts close.  As d_il grows with l, the logits
+relative to the best rank of a row are sums of numbers of one sign,
+
+    L_ij - max_l L_il = sum_(l >= j) min(d_il, 0) - sum_(l < j) max(d_il, 0),
+
+in which nothing cancels, however small epsilon is.
+
+**Only what is near the ranks is solved for.**  The share that an element has in all ranks together is at most
+``k exp(d_ik + zeta_l - zeta_(k+1))``, so that elements far enough below the last midpoint are out to the last bit.
+
+**Memory.**  The plan is never held as a whole: the solver needs sums over elements only, and the backward
+pass computes it again, piece by piece.  Tensors are laid out (..., rank, element), so that every pass is contiguous.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from .problem import Problem, check_contents, check_epsilon, require
+from .ranking import rank
+from .residual import warn_residual
+from .transport import NEWTON_STEPS, NEWTON_TOLERANCE, as_laplacian, solve_laplacian, solve_potentials
+
+# Numbers in a piece of the plan: small enough for a cache.
+PIECE = 2**17
+# zeta_l - zeta_(k+1) is assumed to be below this when far elements are left out, and looked at afterwards.
+SLACK = 15.0
+
+
+class Ranks(NamedTuple):
+    """The solution of a batch of problems.
+
+    Attributes:
+        weights: (..., k, n), differentiable.
+        zeta: (..., k + 1), differentiable.
+    """
+
+    weights: Tensor
+    zeta: Tensor
+
+
+def rank_weights(problem: Problem, dtype: torch.dtype, max_iter: int | None, tol: float | None) -> Tensor:
+    """Solves a problem; the weights (..., k, n) are differentiable, twice, in scores and epsilon.
+
+    Args:
+        problem: at least one problem with at least one rank, in float64.
+        dtype: of the weights.
+        max_iter: Newton steps at most.
+        tol: the error of a rank's sum that is tolerated.
+    """
+    weights, *_ = _Ranks.apply(  # type: ignore[no-untyped-call]
+        problem.scores, problem.epsilon, problem.k, dtype, max_iter or NEWTON_STEPS, tol or NEWTON_TOLERANCE
+    )
+    return weights
+
+
+class _Ranks(torch.autograd.Function):
+    """Implicit differentiation of the column sums (paper, Theorem 3 and Algorithm 4).
+
+    A gradient G of the plan becomes ``P * (W - sum_j P_ij W_ij)`` for the logits, with W = G - u and
+    ``H u = sum_i P_i * (G_i - sum_j P_ij G_ij)``; and ``dL_ij = 2 b_j dx_i / epsilon`` with the anchors b.
+    """
+
+    @staticmethod
+    def forward(
+        scores: Tensor, epsilon: Tensor, k: int, dtype: torch.dtype, max_iter: int, tol: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        solver = _solve_opaque if torch.compiler.is_compiling() else _solve
+        return solver(scores, epsilon, k, dtype, max_iter, tol)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, zeta, middle, near = output
+        ctx.mark_non_differentiable(middle, near)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:2], zeta, middle, near)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        scores, epsilon, zeta, middle, near = ctx.saved_tensors
+        for_weights, for_zeta, _, _ = grads
+        close = scores.gather(-1, near) if near.size(-1) else scores
+        incoming = None
+        if for_weights is not None:
+            spread = near.unsqueeze(-2).expand(*near.shape[:-1], for_weights.size(-2), -1)
+            incoming = for_weights.gather(-1, spread) if near.size(-1) else for_weights
+        for_close, for_epsilon = _vjp(close, epsilon, zeta, middle, incoming, for_zeta)
+        for_scores = torch.zeros_like(scores).scatter(-1, near, for_close) if near.size(-1) else for_close
+        return for_scores, for_epsilon.sum_to_size(epsilon.shape), None, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *arguments: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        batched = [
+            value.movedim(dim, 0) if dim is not None else value for value, dim in zip(arguments, in_dims)
+        ]
+        if in_dims[0] is None:
+            batched[0] = batched[0].expand(info.batch_size, *batched[0].shape)
+        outputs = _Ranks.apply(*batched)  # type: ignore[no-untyped-call]
+        return outputs, (0,) * len(outputs)
+
+
+def _vjp(
+    scores: Tensor,
+    epsilon: Tensor,
+    zeta: Tensor,
+    middle: Tensor,
+    for_weights: Tensor | None,
+    for_zeta: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of scores (..., n) and epsilon (..., 1) from those of weights (..., k, n) and zeta (..., k + 1).
+
+    When a graph of this is asked for, the plan is one piece.
+    """
+    slope = 2 / epsilon
+    pieces = [slice(None)] if torch.is_grad_enabled() else list(_pieces(scores, zeta.size(-1)))
+
+    def look(piece: slice) -> tuple[Tensor, Tensor, Tensor]:
+        logits = _logits(scores[..., piece], middle, slope)
+        plan = _plan(logits, zeta)[0]
+        if for_weights is None:
+            return logits, plan, torch.zeros_like(plan)
+        return logits, plan, torch.nn.functional.pad(for_weights[..., piece].to(plan.dtype), (0, 0, 0, 1))
+
+    pulled, products = torch.zeros_like(zeta), torch.zeros_like(zeta.unsqueeze(-1) * zeta.unsqueeze(-2))
+    for piece in pieces:
+        _, plan, incoming = look(piece)
+        pulled = pulled + _through_softmax(plan, incoming).sum(-1)
+        products = products + plan @ plan.transpose(-1, -2)
+    pulled = pulled if for_zeta is None else pulled + for_zeta
+    multiplier = solve_laplacian(as_laplacian(products), pulled).unsqueeze(-1)
+
+    anchors = torch.arange(zeta.size(-1) - 1, -1, -1, dtype=scores.dtype, device=scores.device)
+    for_scores, for_epsilon = [], torch.zeros_like(epsilon)
+    for piece in pieces:
+        logits, plan, incoming = look(piece)
+        for_logits = _through_softmax(plan, incoming - multiplier)
+        for_scores.append((for_logits * anchors.unsqueeze(-1)).sum(-2) * slope)
+        if epsilon.requires_grad:  # logits are proportional to 1 / epsilon; where one is infinite nothing moves
+            finite = logits.masked_fill(logits.isinf(), 0.0)
+            for_epsilon = for_epsilon - (for_logits * finite).sum((-1, -2)).unsqueeze(-1) / epsilon
+    return torch.cat(for_scores, dim=-1), for_epsilon
+
+
+def _through_softmax(plan: Tensor, grad: Tensor) -> Tensor:
+    return plan * (grad - (plan * grad).sum(-2, keepdim=True))
+
+
+def _solve(
+    scores: Tensor, epsilon: Tensor, k: int, dtype: torch.dtype, max_iter: int, tol: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights (..., k, n), zeta (..., k + 1), middle (..., k), and the elements (..., w) that were near; w = 0 for all."""
+    slope = 2 / check_epsilon(epsilon)
+    middle = _midpoints(scores, k)
+    # How far below the last midpoint an element may lie and still have something of a rank.
+    reach = math.log(scores.size(-1) * k / torch.finfo(dtype).eps) + SLACK
+    near = _near(scores, middle[..., -1:] - reach / slope, k)
+    if near is not None:
+        zeta = _potentials(scores.gather(-1, near), middle, slope, max_iter, tol)
+        if float((zeta[..., :-1].amax(-1) - zeta[..., -1]).amax()) <= SLACK:
+            weights = torch.zeros(*scores.shape[:-1], k, scores.size(-1), dtype=dtype, device=scores.device)
+            plan = _plan(_logits(scores.gather(-1, near), middle, slope), zeta)[0][..., :-1, :]
+            weights.scatter_(-1, near.unsqueeze(-2).expand_as(plan), plan.to(dtype))
+            return weights, zeta, middle, near
+    zeta = _potentials(scores, middle, slope, max_iter, tol)
+    weights = torch.empty(*scores.shape[:-1], k, scores.size(-1), dtype=dtype, device=scores.device)
+    for piece in _pieces(scores, k + 1):
+        weights[..., piece] = _plan(_logits(scores[..., piece], middle, slope), zeta)[0][..., :-1, :]
+    return weights, zeta, middle, scores.new_empty(*scores.shape[:-1], 0, dtype=torch.long)
+
+
+def _midpoints(scores: Tensor, k: int) -> Tensor:
+    """The k midpoints below each rank, (..., k); ``-inf`` below the last element that is not masked."""
+    ranked, _ = rank(scores, min(k + 1, scores.size(-1)))
+    if ranked.size(-1) == k:
+        ranked = torch.nn.functional.pad(ranked, (0, 1), value=-math.inf)
+
+    def complain() -> NoReturn:
+        check_contents(scores, k)
+
+    require((ranked[..., 0] < math.inf) & (ranked[..., k - 1] > -math.inf), complain)
+    return ranked[..., :-1] / 2 + ranked[..., 1:] / 2
+
+
+def _near(scores: Tensor, lowest: Tensor, k: int) -> Tensor | None:
+    """The positions (..., w) of all elements above ``lowest``, or None where that is not much less than all."""
+    if scores.device.type != "cpu":
+        return None  # the number of them decides a shape, and the host must not wait for it
+    width = max(k + 1, int((scores > lowest).sum(-1).amax()))
+    return scores.topk(width, dim=-1, sorted=False).indices if 4 * width < scores.size(-1) else None
+
+
+def _potentials(scores: Tensor, middle: Tensor, slope: Tensor, max_iter: int, tol: float) -> Tensor:
+    """The potentials (..., k + 1) at which every rank's sum is 1, from those of the hard solution."""
+    k, n = middle.size(-1), scores.size(-1)
+
+    def measure(zeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        value, sums = torch.zeros_like(zeta[..., 0]), torch.zeros_like(zeta)
+        products = torch.zeros_like(zeta.unsqueeze(-1) * zeta.unsqueeze(-2))
+        for piece in _pieces(scores, k + 1):
+            plan, norm = _plan(_logits(scores[..., piece], middle, slope), zeta)
+            value -= norm.log().sum(-1)
+            sums += plan.sum(-1)
+            products += plan @ plan.transpose(-1, -2)
+        return value, sums, as_laplacian(products)
+
+    col_mass = torch.ones(*middle.shape[:-1], k + 1, dtype=middle.dtype, device=middle.device)
+    col_mass[..., -1] = n - k
+    solution = solve_potentials(measure, col_mass, torch.zeros_like(col_mass), n, max_iter, tol)
+    if solution.iterations == max_iter:
+        _, sums, _ = measure(solution.zeta)
+        warn_residual(float((sums - col_mass).abs().amax()), max_iter)
+    return solution.zeta
+
+
+def _pieces(scores: Tensor, columns: int) -> Iterator[slice]:
+    """Slices of the elements, so that a plan (..., columns, piece) has about ``PIECE`` numbers."""
+    n = scores.size(-1)
+    length = max(64, PIECE * n // max(1, scores.numel() * columns))
+    return (slice(first, first + length) for first in range(0, n, length))
+
+
+def _logits(scores: Tensor, middle: Tensor, slope: Tensor) -> Tensor:
+    """How much worse each rank is than the best of its element, (..., k + 1, n), at most 0."""
+    steps = (scores.unsqueeze(-2) - middle.unsqueeze(-1)) * slope.unsqueeze(-1)  # d, (..., k, n)
+    # A masked element where only masked ones are left: it has no rank.
+    steps = steps.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    above = steps.clamp(max=0.0).flip(-2).cumsum(-2).flip(-2)
+    below = steps.clamp(min=0.0).cumsum(-2)
+    pad = torch.nn.functional.pad
+    return pad(above, (0, 0, 0, 1)) - pad(below, (0, 0, 1, 0))
+
+
+def _plan(logits: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor]:
+    """The plan (..., k + 1, n), whose columns sum to 1 over the ranks, and the sums (..., n) that made it so."""
+    kernel = (logits + zeta.unsqueeze(-1)).exp()
+    norm = kernel.sum(-2)
+    return kernel / norm.unsqueeze(-2), norm
+
+
+@torch.library.custom_op("fairseq_softtopk::ranks", mutates_args=())
+def _solve_opaque(
+    scores: Tensor, epsilon: Tensor, k: int, dtype: torch.dtype, max_iter: int, tol: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`_solve` as one node of a compiled graph, which cannot look into a loop that depends on data."""
+    return _solve(scores, epsilon, k, dtype, max_iter, tol)
+
+
+@_solve_opaque.register_fake
+def _(
+    scores: Tensor, epsilon: Tensor, k: int, dtype: torch.dtype, max_iter: int, tol: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, n = scores.shape[:-1], scores.size(-1)
+    near = torch.library.get_ctx().new_dynamic_size()
+    return (
+        scores.new_empty(*batch, k, n, dtype=dtype),
+        scores.new_empty(*batch, k + 1),
+        scores.new_empty(*batch, k),
+        scores.new_empty(*batch, near, dtype=torch.long),
+    )
