@@ -36,12 +36,14 @@ class Problem:
         epsilon: (..., 1), the entropic weight of the un-scaled cost; the leading dimensions broadcast.
         k: how many to select; the largest where there is one per problem.
         counts: None, or (..., 1): how many to select from each problem.
+        check: whether the solver has to look at epsilon, which Python could not.
     """
 
     scores: Tensor
     epsilon: Tensor
     k: int
     counts: Tensor | None = None
+    check: bool = False
 
     def slopes(self, origin: Tensor) -> Tensor:
         """``2 (x_i - origin) / epsilon``, (..., n), 0 at masked entries, where no gradient may pass.
@@ -90,10 +92,12 @@ def prepare(
     weight = _as_epsilon(epsilon, scores)
     if cost_scale != "none":
         weight = weight * _largest_cost(scores.detach(), anchors - 1, largest, cost_scale)
+        weight = weight if isinstance(epsilon, Tensor) else weight.clamp(min=torch.finfo(dtype).tiny)
     counts = _as_counts(k, scores) if isinstance(k, Tensor) else None
     if counts is None and (int(k) != k or not 0 <= k <= scores.size(-1)):
         refuse_k(k, scores.size(-1))
-    return Problem(scores if largest else -scores, weight, -1 if counts is not None else int(k), counts)
+    number = -1 if counts is not None else int(k)
+    return Problem(scores if largest else -scores, weight, number, counts, isinstance(epsilon, Tensor))
 
 
 def slopes(scores: Tensor, origin: Tensor, epsilon: Tensor) -> Tensor:

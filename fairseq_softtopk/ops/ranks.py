@@ -19,14 +19,15 @@ in which nothing cancels, however small epsilon is.
 ``k exp(d_ik + zeta_l - zeta_(k+1))``, so that elements far enough below the last midpoint are out to the last bit.
 
 **Memory.**  The plan is never held as a whole: the solver needs sums over elements only, and the backward
-pass computes it again, piece by piece.  Tensors are laid out (..., rank, element), so that every pass is contiguous.
+pass computes it again, piece by piece.  Tensors are laid out (..., rank, element), so that every pass is
+contiguous, and logits are in bits, as powers of 2 take half the time of powers of e.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -42,18 +43,6 @@ PIECE = 2**17
 SLACK = 15.0
 
 
-class Ranks(NamedTuple):
-    """The solution of a batch of problems.
-
-    Attributes:
-        weights: (..., k, n), differentiable.
-        zeta: (..., k + 1), differentiable.
-    """
-
-    weights: Tensor
-    zeta: Tensor
-
-
 def rank_weights(problem: Problem, dtype: torch.dtype, max_iter: int | None, tol: float | None) -> Tensor:
     """Solves a problem; the weights (..., k, n) are differentiable, twice, in scores and epsilon.
 
@@ -64,7 +53,13 @@ def rank_weights(problem: Problem, dtype: torch.dtype, max_iter: int | None, tol
         tol: the error of a rank's sum that is tolerated.
     """
     weights, *_ = _Ranks.apply(  # type: ignore[no-untyped-call]
-        problem.scores, problem.epsilon, problem.k, dtype, max_iter or NEWTON_STEPS, tol or NEWTON_TOLERANCE
+        problem.scores,
+        problem.epsilon,
+        problem.k,
+        dtype,
+        max_iter or NEWTON_STEPS,
+        tol or NEWTON_TOLERANCE,
+        problem.check,
     )
     return weights
 
@@ -78,30 +73,33 @@ class _Ranks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        scores: Tensor, epsilon: Tensor, k: int, dtype: torch.dtype, max_iter: int, tol: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scores: Tensor, epsilon: Tensor, k: int, dtype: torch.dtype, max_iter: int, tol: float, check: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         solver = _solve_opaque if torch.compiler.is_compiling() else _solve
-        return solver(scores, epsilon, k, dtype, max_iter, tol)
+        return solver(scores, epsilon, k, dtype, max_iter, tol, check)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, zeta, middle, near = output
-        ctx.mark_non_differentiable(middle, near)
+        _, zeta, middle = output
+        ctx.mark_non_differentiable(middle)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:2], zeta, middle, near)
+        ctx.save_for_backward(*inputs[:2], zeta, middle)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        scores, epsilon, zeta, middle, near = ctx.saved_tensors
-        for_weights, for_zeta, _, _ = grads
-        close = scores.gather(-1, near) if near.size(-1) else scores
-        incoming = None
-        if for_weights is not None:
-            spread = near.unsqueeze(-2).expand(*near.shape[:-1], for_weights.size(-2), -1)
-            incoming = for_weights.gather(-1, spread) if near.size(-1) else for_weights
-        for_close, for_epsilon = _vjp(close, epsilon, zeta, middle, incoming, for_zeta)
-        for_scores = torch.zeros_like(scores).scatter(-1, near, for_close) if near.size(-1) else for_close
-        return for_scores, for_epsilon.sum_to_size(epsilon.shape), None, None, None, None
+        scores, epsilon, zeta, middle = ctx.saved_tensors
+        for_weights, for_zeta, _ = grads
+        near = None
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and for_weights is not None:
+            slack = float((zeta[..., :-1].amax(-1) - zeta[..., -1]).amax())
+            near = _near(scores, middle, 2 / epsilon, slack, for_weights.dtype)
+        if near is None:
+            for_scores, for_epsilon = _vjp(scores, epsilon, zeta, middle, for_weights, for_zeta)
+        else:
+            close = for_weights.gather(-1, near.unsqueeze(-2).expand(*for_weights.shape[:-1], -1))
+            found, for_epsilon = _vjp(scores.gather(-1, near), epsilon, zeta, middle, close, for_zeta)
+            for_scores = torch.zeros_like(scores).scatter(-1, near, found)
+        return for_scores, for_epsilon.sum_to_size(epsilon.shape), None, None, None, None, None
 
     @staticmethod
     def vmap(
@@ -129,14 +127,18 @@ def _vjp(
     When a graph of this is asked for, the plan is one piece.
     """
     slope = 2 / epsilon
-    pieces = [slice(None)] if torch.is_grad_enabled() else list(_pieces(scores, zeta.size(-1)))
+    pieces = [(0, scores.size(-1))] if torch.is_grad_enabled() else list(_pieces(scores, zeta.size(-1)))
 
-    def look(piece: slice) -> tuple[Tensor, Tensor, Tensor]:
-        logits = _logits(scores[..., piece], middle, slope)
+    def look(piece: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        logits = _logits(scores.narrow(-1, *piece), middle, slope)
         plan = _plan(logits, zeta)[0]
         if for_weights is None:
             return logits, plan, torch.zeros_like(plan)
-        return logits, plan, torch.nn.functional.pad(for_weights[..., piece].to(plan.dtype), (0, 0, 0, 1))
+        return (
+            logits,
+            plan,
+            torch.nn.functional.pad(for_weights.narrow(-1, *piece).to(plan.dtype), (0, 0, 0, 1)),
+        )
 
     pulled, products = torch.zeros_like(zeta), torch.zeros_like(zeta.unsqueeze(-1) * zeta.unsqueeze(-2))
     for piece in pieces:
@@ -154,7 +156,8 @@ def _vjp(
         for_scores.append((for_logits * anchors.unsqueeze(-1)).sum(-2) * slope)
         if epsilon.requires_grad:  # logits are proportional to 1 / epsilon; where one is infinite nothing moves
             finite = logits.masked_fill(logits.isinf(), 0.0)
-            for_epsilon = for_epsilon - (for_logits * finite).sum((-1, -2)).unsqueeze(-1) / epsilon
+            lost = (for_logits * finite).sum((-1, -2)).unsqueeze(-1) * math.log(2)
+            for_epsilon = for_epsilon - lost / epsilon
     return torch.cat(for_scores, dim=-1), for_epsilon
 
 
@@ -163,26 +166,26 @@ def _through_softmax(plan: Tensor, grad: Tensor) -> Tensor:
 
 
 def _solve(
-    scores: Tensor, epsilon: Tensor, k: int, dtype: torch.dtype, max_iter: int, tol: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights (..., k, n), zeta (..., k + 1), middle (..., k), and the elements (..., w) that were near; w = 0 for all."""
-    slope = 2 / check_epsilon(epsilon)
+    scores: Tensor, epsilon: Tensor, k: int, dtype: torch.dtype, max_iter: int, tol: float, check: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (..., k, n), zeta (..., k + 1) and the midpoints (..., k)."""
+    slope = 2 / (check_epsilon(epsilon) if check else epsilon)
     middle = _midpoints(scores, k)
-    # How far below the last midpoint an element may lie and still have something of a rank.
-    reach = math.log(scores.size(-1) * k / torch.finfo(dtype).eps) + SLACK
-    near = _near(scores, middle[..., -1:] - reach / slope, k)
+    near = _near(scores, middle, slope, SLACK, dtype)
+    weights = torch.zeros(*scores.shape[:-1], k, scores.size(-1), dtype=dtype, device=scores.device)
     if near is not None:
-        zeta = _potentials(scores.gather(-1, near), middle, slope, max_iter, tol)
+        logits = [_logits(scores.gather(-1, near), middle, slope)]
+        zeta = _potentials(logits, max_iter, tol)
         if float((zeta[..., :-1].amax(-1) - zeta[..., -1]).amax()) <= SLACK:
-            weights = torch.zeros(*scores.shape[:-1], k, scores.size(-1), dtype=dtype, device=scores.device)
-            plan = _plan(_logits(scores.gather(-1, near), middle, slope), zeta)[0][..., :-1, :]
+            plan = _plan(logits[0], zeta)[0][..., :-1, :]
             weights.scatter_(-1, near.unsqueeze(-2).expand_as(plan), plan.to(dtype))
-            return weights, zeta, middle, near
-    zeta = _potentials(scores, middle, slope, max_iter, tol)
-    weights = torch.empty(*scores.shape[:-1], k, scores.size(-1), dtype=dtype, device=scores.device)
-    for piece in _pieces(scores, k + 1):
-        weights[..., piece] = _plan(_logits(scores[..., piece], middle, slope), zeta)[0][..., :-1, :]
-    return weights, zeta, middle, scores.new_empty(*scores.shape[:-1], 0, dtype=torch.long)
+            return weights, zeta, middle
+    pieces = list(_pieces(scores, k + 1))
+    logits = [_logits(scores.narrow(-1, *piece), middle, slope) for piece in pieces]
+    zeta = _potentials(logits, max_iter, tol)
+    for piece, part in zip(pieces, logits, strict=True):
+        weights.narrow(-1, *piece).copy_(_plan(part, zeta)[0][..., :-1, :])
+    return weights, zeta, middle
 
 
 def _midpoints(scores: Tensor, k: int) -> Tensor:
@@ -198,47 +201,65 @@ def _midpoints(scores: Tensor, k: int) -> Tensor:
     return ranked[..., :-1] / 2 + ranked[..., 1:] / 2
 
 
-def _near(scores: Tensor, lowest: Tensor, k: int) -> Tensor | None:
-    """The positions (..., w) of all elements above ``lowest``, or None where that is not much less than all."""
+def _near(scores: Tensor, middle: Tensor, slope: Tensor, slack: float, dtype: torch.dtype) -> Tensor | None:
+    """The positions (..., w) of all elements that have something of a rank, or None where they are not few.
+
+    Args:
+        scores: (..., n).
+        middle: (..., k).
+        slope: (..., 1).
+        slack: the largest zeta_l - zeta_(k+1).
+        dtype: in whose last place a weight of less than all left out is nothing.
+    """
     if scores.device.type != "cpu":
         return None  # the number of them decides a shape, and the host must not wait for it
-    width = max(k + 1, int((scores > lowest).sum(-1).amax()))
-    return scores.topk(width, dim=-1, sorted=False).indices if 4 * width < scores.size(-1) else None
+    n, k = scores.size(-1), middle.size(-1)
+    reach = math.log(n * k / torch.finfo(dtype).eps) + slack
+    width = max(k + 1, int((scores > middle[..., -1:] - reach / slope).sum(-1).amax()))
+    return scores.topk(width, dim=-1, sorted=False).indices if 4 * width < n else None
 
 
-def _potentials(scores: Tensor, middle: Tensor, slope: Tensor, max_iter: int, tol: float) -> Tensor:
-    """The potentials (..., k + 1) at which every rank's sum is 1, from those of the hard solution."""
-    k, n = middle.size(-1), scores.size(-1)
+def _potentials(logits: list[Tensor], max_iter: int, tol: float) -> Tensor:
+    """The potentials (..., k + 1) at which every rank's sum is 1, from those of the hard solution.
+
+    Args:
+        logits: pieces (..., k + 1, length) of the elements.
+        max_iter: Newton steps at most.
+        tol: the error of a rank's sum that is tolerated.
+    """
+    n = sum(piece.size(-1) for piece in logits)
+    start = torch.zeros_like(logits[0][..., 0])
 
     def measure(zeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         value, sums = torch.zeros_like(zeta[..., 0]), torch.zeros_like(zeta)
         products = torch.zeros_like(zeta.unsqueeze(-1) * zeta.unsqueeze(-2))
-        for piece in _pieces(scores, k + 1):
-            plan, norm = _plan(_logits(scores[..., piece], middle, slope), zeta)
+        for piece in logits:
+            plan, norm = _plan(piece, zeta)
             value -= norm.log().sum(-1)
             sums += plan.sum(-1)
             products += plan @ plan.transpose(-1, -2)
         return value, sums, as_laplacian(products)
 
-    col_mass = torch.ones(*middle.shape[:-1], k + 1, dtype=middle.dtype, device=middle.device)
-    col_mass[..., -1] = n - k
-    solution = solve_potentials(measure, col_mass, torch.zeros_like(col_mass), n, max_iter, tol)
+    col_mass = torch.ones_like(start)
+    col_mass[..., -1] = n - start.size(-1) + 1
+    solution = solve_potentials(measure, col_mass, start, n, max_iter, tol)
     if solution.iterations == max_iter:
         _, sums, _ = measure(solution.zeta)
         warn_residual(float((sums - col_mass).abs().amax()), max_iter)
     return solution.zeta
 
 
-def _pieces(scores: Tensor, columns: int) -> Iterator[slice]:
-    """Slices of the elements, so that a plan (..., columns, piece) has about ``PIECE`` numbers."""
+def _pieces(scores: Tensor, columns: int) -> Iterator[tuple[int, int]]:
+    """Starts and lengths of pieces of the elements, so that a plan (..., columns, piece) has about ``PIECE`` numbers."""
     n = scores.size(-1)
     length = max(64, PIECE * n // max(1, scores.numel() * columns))
-    return (slice(first, first + length) for first in range(0, n, length))
+    return ((first, min(length, n - first)) for first in range(0, n, length))
 
 
 def _logits(scores: Tensor, middle: Tensor, slope: Tensor) -> Tensor:
-    """How much worse each rank is than the best of its element, (..., k + 1, n), at most 0."""
-    steps = (scores.unsqueeze(-2) - middle.unsqueeze(-1)) * slope.unsqueeze(-1)  # d, (..., k, n)
+    """How much worse each rank is than the best of its element, (..., k + 1, n), at most 0, in bits."""
+    bits = slope.unsqueeze(-1) / math.log(2)
+    steps = (scores.unsqueeze(-2) - middle.unsqueeze(-1)) * bits  # d, (..., k, n)
     # A masked element where only masked ones are left: it has no rank.
     steps = steps.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     above = steps.clamp(max=0.0).flip(-2).cumsum(-2).flip(-2)
@@ -249,28 +270,23 @@ def _logits(scores: Tensor, middle: Tensor, slope: Tensor) -> Tensor:
 
 def _plan(logits: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor]:
     """The plan (..., k + 1, n), whose columns sum to 1 over the ranks, and the sums (..., n) that made it so."""
-    kernel = (logits + zeta.unsqueeze(-1)).exp()
+    kernel = (logits + zeta.unsqueeze(-1) / math.log(2)).exp2()
     norm = kernel.sum(-2)
     return kernel / norm.unsqueeze(-2), norm
 
 
 @torch.library.custom_op("fairseq_softtopk::ranks", mutates_args=())
 def _solve_opaque(
-    scores: Tensor, epsilon: Tensor, k: int, dtype: torch.dtype, max_iter: int, tol: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    scores: Tensor, epsilon: Tensor, k: int, dtype: torch.dtype, max_iter: int, tol: float, check: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`_solve` as one node of a compiled graph, which cannot look into a loop that depends on data."""
-    return _solve(scores, epsilon, k, dtype, max_iter, tol)
+    return _solve(scores, epsilon, k, dtype, max_iter, tol, check)
 
 
 @_solve_opaque.register_fake
 def _(
-    scores: Tensor, epsilon: Tensor, k: int, dtype: torch.dtype, max_iter: int, tol: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    scores: Tensor, epsilon: Tensor, k: int, dtype: torch.dtype, max_iter: int, tol: float, check: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, n = scores.shape[:-1], scores.size(-1)
-    near = torch.library.get_ctx().new_dynamic_size()
-    return (
-        scores.new_empty(*batch, k, n, dtype=dtype),
-        scores.new_empty(*batch, k + 1),
-        scores.new_empty(*batch, k),
-        scores.new_empty(*batch, near, dtype=torch.long),
-    )
+    weights = scores.new_empty(*batch, k, n, dtype=dtype)
+    return weights, scores.new_empty(*batch, k + 1), scores.new_empty(*batch, k)

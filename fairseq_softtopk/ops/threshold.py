@@ -19,9 +19,9 @@ bound at no cost, with which the method never moves away from the root.
 **Small epsilon.**  Measure every element from the edge of its own side, u_i = exp(|z_i - edge|) >= 1, and
 the threshold from the middle of the gap between the edges, t = ln y - middle.  With q = exp(-gap / 2)
 
-    A_i = q v_i  (rest),    1 - A_i = q v_i  (top),    v_i = 1 / (u_i / y + q)  or  1 / (u_i y + q),
+    A_i = p v_i,  v_i = 1 / (u_i + p),  p = q y  (rest),      1 - A_i = r v_i,  v_i = 1 / (u_i + r),  r = q / y  (top),
 
-so that the equation is ``sum_rest v_i = sum_top v_i``: no exponential in the loop, and nothing in it cancels,
+so that the equation is ``y sum_rest v_i = sum_top v_i / y``: no exponential in the loop, and nothing in it cancels,
 over- or underflows, however small epsilon makes q.  float32 suffices.
 """
 
@@ -47,16 +47,16 @@ class Threshold(NamedTuple):
 
     Attributes:
         weights: A, (..., n).
-        deviation: (A - hard selection) / q, (..., n), that is +v on rest and -v on top: never rounded to
+        deviation: (A - hard selection) / p, (..., n): positive on rest, negative on top, and never rounded to
             nothing next to the threshold, even where A is hard to the last bit.
-        closeness: q, (..., 1); 0 where all or nothing is selected.
+        odds: p, (..., 1), A / (1 - A) of the largest score of rest; 0 where all or nothing is selected.
         origin: (..., 1), the largest score of rest.
         shift: (..., 1), such that ``A_i = sigmoid(2 (x_i - origin) / epsilon + shift)``.
     """
 
     weights: Tensor
     deviation: Tensor
-    closeness: Tensor
+    odds: Tensor
     origin: Tensor
     shift: Tensor
 
@@ -70,7 +70,15 @@ def threshold(problem: Problem, max_iter: int | None, tol: float | None) -> Thre
         tol: the error of ``sum_i A_i``, relative to k, that is tolerated.
     """
     tol = 4 * torch.finfo(problem.scores.dtype).eps if tol is None else tol
-    arguments = (problem.scores, problem.epsilon, problem.counts, problem.k, max_iter or MAX_ITER, tol)
+    arguments = (
+        problem.scores,
+        problem.epsilon,
+        problem.counts,
+        problem.k,
+        max_iter or MAX_ITER,
+        tol,
+        problem.check,
+    )
     return Threshold(*_Threshold.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
@@ -81,50 +89,51 @@ class _Threshold(torch.autograd.Function):
 
         dA_i = s_i (dz_i + dt),        dt = -sum_i w_i dz_i.
 
-    s_i = q v_i (1 - q v_i) on both sides; the factor q cancels in w, which is therefore never 0 / 0.
+    s_i = p |d_i| (1 - p |d_i|) with the deviation d; the factor p cancels in w, which is therefore never 0 / 0.
     """
 
     @staticmethod
     def forward(
-        scores: Tensor, epsilon: Tensor, counts: Tensor | None, k: int, max_iter: int, tol: float
+        scores: Tensor, epsilon: Tensor, counts: Tensor | None, k: int, max_iter: int, tol: float, check: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         solver = _solve_opaque if torch.compiler.is_compiling() else _solve
-        return solver(scores, epsilon, counts, k, max_iter, tol)
+        return solver(scores, epsilon, counts, k, max_iter, tol, check)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         scores, epsilon = inputs[:2]
-        _, deviation, closeness, origin, _ = output
-        ctx.mark_non_differentiable(closeness, origin)
+        _, deviation, odds, origin, _ = output
+        ctx.mark_non_differentiable(odds, origin)
         ctx.set_materialize_grads(False)
         # The scores are only needed for the gradient of epsilon.
         scores = scores if epsilon.requires_grad else None
-        ctx.save_for_backward(deviation, closeness, origin, epsilon, scores)
+        ctx.save_for_backward(deviation, odds, origin, epsilon, scores)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        deviation, q, origin, epsilon, scores = ctx.saved_tensors
+        deviation, odds, origin, epsilon, scores = ctx.saved_tensors
         for_weights, for_deviation, _, _, for_shift = grads
-        v = deviation.abs()
-        s = v * (1 - q * v)  # A (1 - A) / q
-        total = s.sum(-1, keepdim=True)
-        # The deviation is differentiated with q held fixed: what uses it multiplies by q, or cancels it.
-        if for_weights is not None and for_deviation is None and for_shift is None:
-            mean = (s * for_weights).sum(-1, keepdim=True) / total
-            for_scores = (for_weights - mean) * s * (q * (2 / epsilon))
-        else:
-            incoming = torch.zeros_like(s) if for_weights is None else q * for_weights
+        size = deviation.abs()
+        if torch.is_grad_enabled() or for_weights is None or for_shift is not None:
+            # The deviation is differentiated with p held fixed: what uses it multiplies by p, or cancels it.
+            s = size * (1 - odds * size)  # A (1 - A) / p
+            incoming = torch.zeros_like(s) if for_weights is None else odds * for_weights
             incoming = incoming if for_deviation is None else incoming + for_deviation
             pulled = (s * incoming).sum(-1, keepdim=True)
-            mean = (pulled if for_shift is None else pulled + for_shift) / total
-            for_scores = (incoming - mean) * s * (2 / epsilon)
+            pulled = pulled if for_shift is None else pulled + for_shift
+            for_scores = (incoming - pulled / s.sum(-1, keepdim=True)) * s * (2 / epsilon)
+        else:  # the same, in little memory
+            s = torch.mul(size, -odds).add_(1).mul_(size)
+            del size
+            mean = (s * for_weights).sum(-1, keepdim=True).div_(s.sum(-1, keepdim=True))
+            for_scores = (for_weights - mean).mul_(s).mul_(odds * (2 / epsilon))
         for_epsilon = None
         if scores is not None:
             farthest = torch.finfo(scores.dtype).max
             distance = (scores - origin).clamp(-farthest, farthest)
             # dz_i = -z_i depsilon / epsilon; the sum over the dimensions that epsilon was broadcast along
             for_epsilon = (-for_scores * distance / epsilon).sum_to_size(epsilon.shape)
-        return for_scores, for_epsilon, None, None, None, None
+        return for_scores, for_epsilon, None, None, None, None, None
 
     @staticmethod
     def vmap(
@@ -140,12 +149,12 @@ class _Threshold(torch.autograd.Function):
 
 
 def _solve(
-    scores: Tensor, epsilon: Tensor, counts: Tensor | None, k: int, max_iter: int, tol: float
+    scores: Tensor, epsilon: Tensor, counts: Tensor | None, k: int, max_iter: int, tol: float, check: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The fields of :class:`Threshold`."""
-    epsilon = check_epsilon(epsilon)
+    epsilon = check_epsilon(epsilon) if check else epsilon
     edges = _split(scores, counts, k)
-    log2_slope = 2 / epsilon / math.log(2)
+    log2_slope = (2 / math.log(2)) / epsilon
 
     # From here on, everything is measured from the edge of its own side.
     rest = torch.sub(edges.outside, scores).mul_(log2_slope).exp2_()
@@ -156,16 +165,19 @@ def _solve(
     if edges.stuck is not None:
         q = q.masked_fill(edges.stuck != 0, 0.0)
 
-    y = _balance(rest, top, q, edges.stuck, max_iter, tol)
-    deviation = rest.div_(y).add_(q).reciprocal_()
-    lacking = top.mul_(y).add_(q).reciprocal_()
-    weights = deviation * q
-    edges.write(weights, 1 - lacking * q)
-    edges.write(deviation, -lacking)
+    # No pass below allocates: for large n, memory that is fresh costs more than what is computed in it.
+    weights = torch.empty_like(rest)
+    y = _balance(rest, top, q, edges.stuck, max_iter, tol, buffer=weights)
+    p, r = q * y, q / y
+    deviation = rest.add_(p).reciprocal_()
+    torch.mul(deviation, p, out=weights)
+    lacking = top.add_(r).reciprocal_()
+    edges.write(weights, 1 - lacking * r)
+    edges.write(deviation, lacking.div_(-y * y))
     shift = y.log() - half_gap
     if edges.stuck is not None:
         shift = torch.where(edges.stuck == 0, shift, edges.stuck)
-    return weights, deviation, q, edges.outside, shift
+    return weights, deviation, p, edges.outside, shift
 
 
 class _Edges(NamedTuple):
@@ -236,8 +248,10 @@ def _largest_count(counts: Tensor, n: int) -> int:
     return largest
 
 
-def _balance(rest: Tensor, top: Tensor, q: Tensor, stuck: Tensor | None, max_iter: int, tol: float) -> Tensor:
-    """The y, (..., 1), at which the v of rest and of top have equal sums, by Newton's method in ln y.
+def _balance(
+    rest: Tensor, top: Tensor, q: Tensor, stuck: Tensor | None, max_iter: int, tol: float, buffer: Tensor
+) -> Tensor:
+    """The y, (..., 1), at which rest has what top lacks, by Newton's method in ln y.
 
     Args:
         rest: (..., n), the u of rest, ``inf`` where an element is not of rest.
@@ -246,21 +260,23 @@ def _balance(rest: Tensor, top: Tensor, q: Tensor, stuck: Tensor | None, max_ite
         stuck: see :class:`_Edges`.
         max_iter: Newton steps at most.
         tol: the error that may remain in ln y.
+        buffer: (..., n), overwritten.
     """
     # A step from here leaves an error of at most error^2 / 4.
     enough = 2 * math.sqrt(tol)
     watched = rest.device.type == "cpu"
-    y, v = torch.ones_like(q), torch.empty_like(rest)
+    y = torch.ones_like(q)
     for _ in range(max_iter if watched else min(max_iter, BLIND_STEPS)):
-        torch.mul(rest, y.reciprocal(), out=v).add_(q).reciprocal_()
-        has, mean = v.sum(-1, keepdim=True), torch.linalg.vector_norm(v, dim=-1, keepdim=True).square_()
-        lacking = (top * y).add_(q).reciprocal_()
-        lacks = lacking.sum(-1, keepdim=True)
-        slope = mean.div_(has).add_(lacking.square_().sum(-1, keepdim=True).div_(lacks)).mul_(-q).add_(2)
-        ratio = lacks.div_(has)
+        p, r = q * y, q / y
+        v = torch.add(rest, p, out=buffer).reciprocal_()
+        has, has_squares = v.sum(-1, keepdim=True), torch.linalg.vector_norm(v, dim=-1, keepdim=True).square_()
+        v = (top + r).reciprocal_()
+        lacks, lacks_squares = v.sum(-1, keepdim=True), v.square_().sum(-1, keepdim=True)
+        slope = 2 - p.mul_(has_squares).div_(has) - r.mul_(lacks_squares).div_(lacks)
+        ratio = lacks.div_(has).div_(y).div_(y)
         if stuck is not None:
             ratio = ratio.masked_fill(stuck != 0, 1.0)
-        y.mul_(ratio.pow(slope.reciprocal_()))
+        y = y * ratio.pow(slope.reciprocal_())
         if watched:
             low, high = torch.aminmax(ratio)
             if float(low) >= 1 - enough and float(high) <= 1 + enough:
@@ -273,15 +289,15 @@ def _balance(rest: Tensor, top: Tensor, q: Tensor, stuck: Tensor | None, max_ite
 
 @torch.library.custom_op("fairseq_softtopk::threshold", mutates_args=())
 def _solve_opaque(
-    scores: Tensor, epsilon: Tensor, counts: Tensor | None, k: int, max_iter: int, tol: float
+    scores: Tensor, epsilon: Tensor, counts: Tensor | None, k: int, max_iter: int, tol: float, check: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """:func:`_solve` as one node of a compiled graph, which cannot look into a loop that depends on data."""
-    return _solve(scores, epsilon, counts, k, max_iter, tol)
+    return _solve(scores, epsilon, counts, k, max_iter, tol, check)
 
 
 @_solve_opaque.register_fake
 def _(
-    scores: Tensor, epsilon: Tensor, counts: Tensor | None, k: int, max_iter: int, tol: float
+    scores: Tensor, epsilon: Tensor, counts: Tensor | None, k: int, max_iter: int, tol: float, check: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     per_problem = scores.new_empty(*scores.shape[:-1], 1)
     like = torch.empty_like(scores, memory_format=torch.contiguous_format)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from .problem import SOLVERS, Problem, check_contents, check_epsilon, refuse_k, require
+from .problem import SOLVERS, Problem, check_epsilon, require
 from .residual import warn_residual
 
 NEWTON_STEPS, NEWTON_TOLERANCE = 100, 1e-9
@@ -45,7 +45,7 @@ class Transport(NamedTuple):
         row_potentials: alpha, (..., n), in units of the cost.
         col_potentials: beta, (..., m): ``P_ij = r_i exp((alpha_i + beta_j - C_ij) / epsilon)``.
         residual: (...,) largest error of a row or column sum, relative to its marginal.
-        iterations: steps taken.
+        iterations: (), steps taken.
         converged: (...,) whether the residual is within the tolerance.
     """
 
@@ -53,7 +53,7 @@ class Transport(NamedTuple):
     row_potentials: Tensor
     col_potentials: Tensor
     residual: Tensor
-    iterations: int
+    iterations: Tensor
     converged: Tensor
 
 
@@ -108,19 +108,18 @@ def solve_transport(
     dtype = torch.float64 if solver == "newton" else cost.dtype
     weight = torch.as_tensor(epsilon, dtype=dtype, device=cost.device)[..., None, None]
     rows, cols = row_marginals.to(dtype).expand(*shape, -1), col_marginals.to(dtype).expand(*shape, -1)
-    _check_marginals(cost, rows, cols)
-    logits = -cost.to(dtype).expand(*shape, -1, -1) / check_epsilon(weight)
-    plan, zeta, residual, iterations = _plan(logits, rows, cols, solver, max_iter, tol)
+    smallest = torch.finfo(dtype).tiny
+    logits = -cost.to(dtype).expand(*shape, -1, -1) / weight.clamp(min=smallest)
+    plan, zeta, residual, iterations = _plan(logits, rows, cols, weight, solver, max_iter, tol)
     weight = weight.detach()[..., 0]
     log_norm = (logits.detach() + zeta.unsqueeze(-2)).logsumexp(-1)
-    converged = residual <= _tolerance(solver, tol)
     return Transport(
         plan.to(cost.dtype),
         (-log_norm * weight).to(cost.dtype),
         (zeta * weight).to(cost.dtype),
         residual,
-        int(iterations),
-        converged,
+        iterations,
+        residual <= _tolerance(solver, tol),
     )
 
 
@@ -128,42 +127,20 @@ def plan_by_sinkhorn(
     problem: Problem, anchors: int, largest: bool, solver: str, max_iter: int | None, tol: float | None
 ) -> Tensor:
     """The plan (..., n, anchors) of a top-k problem as the paper solves it: the last column is what is not selected."""
-    scores, n = problem.scores, problem.scores.size(-1)
+    scores = problem.scores
     alive = scores != -math.inf
-    counts = torch.tensor(problem.k, device=scores.device) if problem.counts is None else problem.counts
-    counts = counts.expand(*scores.shape[:-1], 1)
-    if problem.counts is not None and not 0 <= int(counts.amin()) <= int(counts.amax()) <= n:
-        refuse_k(int(counts.amin() if counts.amin() < 0 else counts.amax()), n)
-
-    def complain() -> NoReturn:
-        check_contents(scores, counts)
-
-    require((scores < math.inf).all(-1, keepdim=True) & (alive.sum(-1, keepdim=True) >= counts), complain)
+    counts = torch.full_like(scores[..., :1], problem.k) if problem.counts is None else problem.counts
+    counts = counts.to(scores.dtype).expand(*scores.shape[:-1], 1)
     # The paper's anchors: the smallest scores go to 0, the largest to the last anchor.
     places = torch.arange(anchors, dtype=scores.dtype, device=scores.device)
     places = places.flip(0) if largest else places
     original = (scores if largest else -scores).masked_fill(~alive, 0.0)
     cost = (original.unsqueeze(-1) - places).square()
     row_mass = alive.to(scores.dtype)
-    ranks = (counts if anchors == 2 else torch.ones_like(counts).expand(*scores.shape[:-1], anchors - 1)).to(
-        scores.dtype
-    )
+    ranks = counts if anchors == 2 else torch.ones_like(counts).expand(*scores.shape[:-1], anchors - 1)
     col_mass = torch.cat([ranks, row_mass.sum(-1, keepdim=True) - counts], dim=-1)
-    logits = -cost / check_epsilon(problem.epsilon).unsqueeze(-1)
-    return _plan(logits, row_mass, col_mass, solver, max_iter, tol)[0]
-
-
-def _check_marginals(cost: Tensor, rows: Tensor, cols: Tensor) -> None:
-    def complain() -> NoReturn:
-        if not bool(cost.isfinite().all()):
-            raise ValueError("the cost must be finite")
-        if bool(((rows < 0).any() | (cols < 0).any()) | ~(rows.isfinite().all() & cols.isfinite().all())):
-            raise ValueError("the marginals must be finite and not negative")
-        raise ValueError(f"the marginals must have the same sum, got {rows.sum(-1)} and {cols.sum(-1)}")
-
-    total = rows.sum(-1)
-    same = (total - cols.sum(-1)).abs() <= 1e-5 * total
-    require(same & (rows >= 0).all(-1) & (cols >= 0).all(-1) & cost.isfinite().all(), complain)
+    weight = problem.epsilon.unsqueeze(-1)
+    return _plan(-cost / weight, row_mass, col_mass, weight, solver, max_iter, tol)[0]
 
 
 def _tolerance(solver: str, tol: float | None) -> float:
@@ -171,14 +148,20 @@ def _tolerance(solver: str, tol: float | None) -> float:
 
 
 def _plan(
-    logits: Tensor, row_mass: Tensor, col_mass: Tensor, solver: str, max_iter: int | None, tol: float | None
+    logits: Tensor,
+    row_mass: Tensor,
+    col_mass: Tensor,
+    epsilon: Tensor,
+    solver: str,
+    max_iter: int | None,
+    tol: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Plan (..., n, m), zeta (..., m), residual (...,), iterations (); warns if the plan is not good enough."""
     steps = max_iter or (NEWTON_STEPS if solver == "newton" else SINKHORN_STEPS)
     accepted = _tolerance(solver, tol)
     early = accepted if solver == "newton" or tol is not None else 0.0
     plan, zeta, residual, iterations = _Plan.apply(  # type: ignore[no-untyped-call]
-        logits, row_mass, col_mass, solver, steps, early, accepted
+        logits, row_mass, col_mass, epsilon.detach(), solver, steps, early, accepted
     )
     return plan, zeta, residual, iterations
 
@@ -196,13 +179,14 @@ class _Plan(torch.autograd.Function):
         logits: Tensor,
         row_mass: Tensor,
         col_mass: Tensor,
+        epsilon: Tensor,
         solver: str,
         steps: int,
         early: float,
         accepted: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         solve = _solve_opaque if torch.compiler.is_compiling() else _solve
-        return solve(logits, row_mass, col_mass, solver, steps, early, accepted)
+        return solve(logits, row_mass, col_mass, epsilon, solver, steps, early, accepted)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -214,7 +198,7 @@ class _Plan(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plan, row_mass = ctx.saved_tensors
         for_logits, for_rows, for_cols = plan_vjp(plan, row_mass, grads[0])
-        return for_logits, for_rows, for_cols, None, None, None, None
+        return for_logits, for_rows, for_cols, None, None, None, None, None
 
     @staticmethod
     def vmap(
@@ -249,24 +233,46 @@ def plan_vjp(plan: Tensor, row_mass: Tensor, grad: Tensor) -> tuple[Tensor, Tens
 
 @torch.library.custom_op("fairseq_softtopk::plan", mutates_args=())
 def _solve_opaque(
-    logits: Tensor, row_mass: Tensor, col_mass: Tensor, solver: str, steps: int, early: float, accepted: float
+    logits: Tensor,
+    row_mass: Tensor,
+    col_mass: Tensor,
+    epsilon: Tensor,
+    solver: str,
+    steps: int,
+    early: float,
+    accepted: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`_solve` as one node of a compiled graph."""
-    return _solve(logits, row_mass, col_mass, solver, steps, early, accepted)
+    return _solve(logits, row_mass, col_mass, epsilon, solver, steps, early, accepted)
 
 
 @_solve_opaque.register_fake
 def _(
-    logits: Tensor, row_mass: Tensor, col_mass: Tensor, solver: str, steps: int, early: float, accepted: float
+    logits: Tensor,
+    row_mass: Tensor,
+    col_mass: Tensor,
+    epsilon: Tensor,
+    solver: str,
+    steps: int,
+    early: float,
+    accepted: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     iterations = torch.empty((), dtype=torch.long)
     return torch.empty_like(logits), torch.empty_like(col_mass), logits.new_empty(logits.shape[:-2]), iterations
 
 
 def _solve(
-    logits: Tensor, row_mass: Tensor, col_mass: Tensor, solver: str, steps: int, early: float, accepted: float
+    logits: Tensor,
+    row_mass: Tensor,
+    col_mass: Tensor,
+    epsilon: Tensor,
+    solver: str,
+    steps: int,
+    early: float,
+    accepted: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Plan, zeta, residual and number of iterations of a batch of problems."""
+    _check(logits, row_mass, col_mass, epsilon)
     if solver == "newton":
         plan, zeta, iterations = _newton(logits, row_mass, col_mass, steps, early)
     else:
@@ -275,6 +281,30 @@ def _solve(
     if residual.numel() and residual.device.type == "cpu" and not float(residual.max()) <= accepted:
         warn_residual(float(residual.max()), iterations)
     return plan, zeta, residual, torch.tensor(iterations)
+
+
+def _check(logits: Tensor, row_mass: Tensor, col_mass: Tensor, epsilon: Tensor) -> None:
+    """An error for a problem that has no solution."""
+    check_epsilon(epsilon)
+    total, other = row_mass.sum(-1), col_mass.sum(-1)
+    same = (total - other).abs() <= 1e-5 * total
+    # A comparison with NaN is false.
+    fine = same & (row_mass >= 0).all(-1) & (col_mass >= 0).all(-1) & (logits.abs() < math.inf).all((-1, -2))
+
+    def complain() -> NoReturn:
+        if not bool((logits.abs() < math.inf).all()):
+            raise ValueError("the cost must be finite, and so must cost / epsilon; are the scores?")
+        for name, mass in (("row", row_mass), ("column", col_mass)):
+            if not bool((mass >= 0).all()):
+                raise ValueError(
+                    f"the {name} marginals must not be negative, got {mass[~(mass >= 0)][0].item()}"
+                )
+        raise ValueError(
+            f"the marginals must have the same sum, got {total[~same][0].item()} for the rows "
+            f"and {other[~same][0].item()} for the columns"
+        )
+
+    require(fine, complain)
 
 
 def _residual(sums: Tensor, marginals: Tensor) -> Tensor:
