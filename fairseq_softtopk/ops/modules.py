@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ class SoftTopK(nn.Module):
         **options: the keyword arguments of :func:`soft_topk`.
     """
 
-    operator = staticmethod(soft_topk)
+    operator: ClassVar[Callable[..., Tensor]] = staticmethod(soft_topk)
 
     def __init__(self, k: int, **options: Any) -> None:
         super().__init__()
@@ -42,4 +43,4 @@ class SortedSoftTopK(SoftTopK):
         **options: the keyword arguments of :func:`sorted_soft_topk`.
     """
 
-    operator = staticmethod(sorted_soft_topk)
+    operator: ClassVar[Callable[..., Tensor]] = staticmethod(sorted_soft_topk)

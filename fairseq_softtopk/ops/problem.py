@@ -5,10 +5,10 @@ Only the part ``2 x_i b_j`` of that cost matters: ``x_i^2`` is constant along a 
 a column, and the marginals absorb both.  So the plan depends on ``2 x_i / epsilon`` alone, and
 selecting the smallest scores is selecting the largest of ``-x``.
 
-**Who reads the data.**  ``k``, ``epsilon`` and shapes that Python knows are checked at once.  What only a look at
-the tensors can tell (NaN, a mask that leaves too little, a tensor of k) is checked by the solver with
-numbers that it has anyway.  On the CPU that is a ``ValueError`` which names the value.  On an accelerator, where reading a
-number would make the host wait for the device, it is an assertion on the device.
+**Who reads the data.**  ``k``, ``epsilon`` and shapes that Python knows are checked at once.  What only a look
+at the tensors can tell (NaN, a mask that leaves too little, a tensor of k) is checked by the solver with
+numbers that it has anyway.  On the CPU that is a ``ValueError`` which names the value.  On an accelerator,
+where reading a number would make the host wait for the device, it is an assertion on the device.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ def prepare(
     largest: bool,
     cost_scale: str,
     solver: str,
+    max_iter: int | None,
+    tol: float | None,
     dtype: torch.dtype,
 ) -> Problem:
     """Checks what Python knows of an operator's arguments, and brings them into the form of :class:`Problem`.
@@ -75,6 +77,8 @@ def prepare(
         largest: whether the largest scores are to be selected.
         cost_scale: what the cost is divided by, see :func:`soft_topk`.
         solver: the name of a solver.
+        max_iter: its steps.
+        tol: its tolerance.
         dtype: the precision to solve in.
 
     Raises:
@@ -86,8 +90,7 @@ def prepare(
         raise ValueError(f"scores must be floating point, got {scores.dtype}")
     if cost_scale not in COST_SCALES:
         raise ValueError(f"cost_scale must be one of {', '.join(COST_SCALES)}, got {cost_scale!r}")
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    check_solver(solver, max_iter, tol)
     scores = scores.movedim(dim, -1).to(dtype)
     weight = _as_epsilon(epsilon, scores)
     if cost_scale != "none":
@@ -105,6 +108,16 @@ def slopes(scores: Tensor, origin: Tensor, epsilon: Tensor) -> Tensor:
     largest = torch.finfo(scores.dtype).max
     distance = (scores - origin).masked_fill(scores == -math.inf, 0.0).clamp(-largest, largest)
     return (distance * (2 / epsilon)).clamp(-LARGEST_SLOPE, LARGEST_SLOPE)
+
+
+def check_solver(solver: str, max_iter: int | None, tol: float | None) -> None:
+    """Raises an error for settings that no solver can follow."""
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    if max_iter is not None and max_iter < 1:
+        raise ValueError(f"max_iter must be at least 1, got {max_iter}")
+    if tol is not None and not tol > 0:
+        raise ValueError(f"tol must be positive, got {tol}")
 
 
 def refuse_k(k: float | Tensor, n: int) -> NoReturn:
@@ -134,7 +147,9 @@ def _as_epsilon(epsilon: float | Tensor, scores: Tensor) -> Tensor:
 def _per_problem(name: str, value: Tensor, scores: Tensor) -> Tensor:
     """One number, or one per problem, with as many dimensions as scores (..., n) and the last of size 1."""
     batch = scores.shape[:-1]
-    if value.dim() > len(batch) or any(a not in (1, b) for a, b in zip(value.shape[::-1], batch[::-1])):
+    if value.dim() > len(batch) or any(
+        a not in (1, b) for a, b in zip(value.shape[::-1], batch[::-1], strict=False)
+    ):
         raise ValueError(
             f"{name} must be one number or one per problem, {tuple(batch)}, got {tuple(value.shape)}"
         )
@@ -162,9 +177,8 @@ def require(fine: Tensor, complain: Callable[[], NoReturn]) -> None:
         if not bool(fine.all()):
             complain()
     else:
-        torch._assert_async(
-            fine.all(), "fairseq_softtopk: see the errors of the operator, or run it on the CPU"
-        )
+        message = "fairseq_softtopk: wrong scores, k, epsilon or cost; the same call on the CPU says which"
+        torch._assert_async(fine.all(), message)
 
 
 def check_epsilon(epsilon: Tensor) -> Tensor:
@@ -195,6 +209,5 @@ def check_contents(scores: Tensor, k: Tensor | int) -> NoReturn:
     left = (scores != -math.inf).sum(-1, keepdim=True)
     wanted = torch.as_tensor(k).expand_as(left)
     missing = left < wanted
-    raise ValueError(
-        f"k = {int(wanted[missing].max())} elements to select, but the mask leaves only {int(left[missing].min())}"
-    )
+    most, least = int(wanted[missing].max()), int(left[missing].min())
+    raise ValueError(f"k = {most} elements to select, but the mask leaves only {least}")

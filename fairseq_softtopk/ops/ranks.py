@@ -15,8 +15,8 @@ relative to the best rank of a row are sums of numbers of one sign,
 
 in which nothing cancels, however small epsilon is.
 
-**Only what is near the ranks is solved for.**  The share that an element has in all ranks together is at most
-``k exp(d_ik + zeta_l - zeta_(k+1))``, so that elements far enough below the last midpoint are out to the last bit.
+**Only what is near the ranks is solved for.**  The share that an element has in all ranks together is
+at most ``k exp(d_ik + max_l zeta_l - zeta_(k+1))``: elements far enough below the last midpoint have none.
 
 **Memory.**  The plan is never held as a whole: the solver needs sums over elements only, and the backward
 pass computes it again, piece by piece.  Tensors are laid out (..., rank, element), so that every pass is
@@ -52,6 +52,7 @@ def rank_weights(problem: Problem, dtype: torch.dtype, max_iter: int | None, tol
         max_iter: Newton steps at most.
         tol: the error of a rank's sum that is tolerated.
     """
+    weights: Tensor
     weights, *_ = _Ranks.apply(  # type: ignore[no-untyped-call]
         problem.scores,
         problem.epsilon,
@@ -90,10 +91,10 @@ class _Ranks(torch.autograd.Function):
         scores, epsilon, zeta, middle = ctx.saved_tensors
         for_weights, for_zeta, _ = grads
         near = None
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and for_weights is not None:
+        if for_weights is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             slack = float((zeta[..., :-1].amax(-1) - zeta[..., -1]).amax())
             near = _near(scores, middle, 2 / epsilon, slack, for_weights.dtype)
-        if near is None:
+        if for_weights is None or near is None:
             for_scores, for_epsilon = _vjp(scores, epsilon, zeta, middle, for_weights, for_zeta)
         else:
             close = for_weights.gather(-1, near.unsqueeze(-2).expand(*for_weights.shape[:-1], -1))
@@ -106,7 +107,8 @@ class _Ranks(torch.autograd.Function):
         info: Any, in_dims: tuple[int | None, ...], *arguments: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         batched = [
-            value.movedim(dim, 0) if dim is not None else value for value, dim in zip(arguments, in_dims)
+            value.movedim(dim, 0) if dim is not None else value
+            for value, dim in zip(arguments, in_dims, strict=True)
         ]
         if in_dims[0] is None:
             batched[0] = batched[0].expand(info.batch_size, *batched[0].shape)
@@ -122,7 +124,7 @@ def _vjp(
     for_weights: Tensor | None,
     for_zeta: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of scores (..., n) and epsilon (..., 1) from those of weights (..., k, n) and zeta (..., k + 1).
+    """Gradients of scores (..., n) and epsilon (..., 1) from those of weights and zeta.
 
     When a graph of this is asked for, the plan is one piece.
     """
@@ -243,14 +245,13 @@ def _potentials(logits: list[Tensor], max_iter: int, tol: float) -> Tensor:
     col_mass = torch.ones_like(start)
     col_mass[..., -1] = n - start.size(-1) + 1
     solution = solve_potentials(measure, col_mass, start, n, max_iter, tol)
-    if solution.iterations == max_iter:
-        _, sums, _ = measure(solution.zeta)
-        warn_residual(float((sums - col_mass).abs().amax()), max_iter)
+    if start.device.type == "cpu" and not bool((solution.residual <= tol).all()):
+        warn_residual(float(solution.residual.amax()), solution.iterations)
     return solution.zeta
 
 
 def _pieces(scores: Tensor, columns: int) -> Iterator[tuple[int, int]]:
-    """Starts and lengths of pieces of the elements, so that a plan (..., columns, piece) has about ``PIECE`` numbers."""
+    """Starts and lengths of pieces of the elements, whose plans (..., columns, length) fit in a cache."""
     n = scores.size(-1)
     length = max(64, PIECE * n // max(1, scores.numel() * columns))
     return ((first, min(length, n - first)) for first in range(0, n, length))
@@ -269,7 +270,7 @@ def _logits(scores: Tensor, middle: Tensor, slope: Tensor) -> Tensor:
 
 
 def _plan(logits: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor]:
-    """The plan (..., k + 1, n), whose columns sum to 1 over the ranks, and the sums (..., n) that made it so."""
+    """The plan (..., k + 1, n), whose columns sum to 1, and the sums (..., n) that it was divided by."""
     kernel = (logits + zeta.unsqueeze(-1) / math.log(2)).exp2()
     norm = kernel.sum(-2)
     return kernel / norm.unsqueeze(-2), norm

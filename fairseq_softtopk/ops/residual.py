@@ -22,7 +22,7 @@ def warn_residual(residual: float, steps: int) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(INTERNAL):
         level, frame = level + 1, frame.f_back
     warnings.warn(
-        f"the transport problem is not solved: after {steps} steps a marginal is off by {residual:.1e} of itself",
+        f"the transport problem is not solved: after {steps} steps a marginal is off by {residual:.1e}",
         RuntimeWarning,
         stacklevel=level - 1,
     )

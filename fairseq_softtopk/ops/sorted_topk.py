@@ -43,13 +43,13 @@ def sorted_soft_topk(
             tensor with one per problem, of the shape of ``scores`` without ``dim`` or broadcasting to it.
         dim: the dimension to select from.
         largest: rank 1 is the largest score, or the smallest.
-        hard: return the permutation matrix itself, with the ties of ``torch.topk``, and the gradient of the soft
-            weights (straight-through).
+        hard: return the permutation matrix itself, with the ties of ``torch.topk``, and the gradient of the
+            soft weights (straight-through).
         cost_scale: ``"none"``, ``"max"`` or ``"batch_max"``, see :func:`soft_topk`.
         solver: ``"newton"``, ``"sinkhorn"`` or ``"sinkhorn_log"``, see :func:`soft_topk`.
         max_iter: steps at most; by default 100 for Newton's method, 200 for Sinkhorn's.
-        tol: the relative error of a marginal at which the solver stops and is content; by default 1e-9 for Newton's
-            method; for Sinkhorn's it takes all its steps, and is content with 1e-3.
+        tol: the relative error of a marginal at which the solver stops and is content; by default 1e-9 for
+            Newton's method; Sinkhorn's takes all its steps, and is content with 1e-3.
 
     Returns:
         Weights in [0, 1] of the dtype of ``scores`` and its shape with ``dim`` moved last, + (k,):
@@ -66,7 +66,7 @@ def sorted_soft_topk(
     if isinstance(k, Tensor):
         refuse_k(k, 0)
     dtype = scores.dtype if solver != "newton" and scores.dtype.itemsize >= 4 else torch.float64
-    problem = prepare(scores, k, k + 1, epsilon, dim, largest, cost_scale, solver, dtype)
+    problem = prepare(scores, k, k + 1, epsilon, dim, largest, cost_scale, solver, max_iter, tol, dtype)
     k = problem.k
     if k == 0 or problem.scores.numel() == 0:
         return scores.movedim(dim, -1).unsqueeze(-1).expand(*problem.scores.shape, k) * 0.0

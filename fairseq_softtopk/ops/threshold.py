@@ -19,10 +19,11 @@ bound at no cost, with which the method never moves away from the root.
 **Small epsilon.**  Measure every element from the edge of its own side, u_i = exp(|z_i - edge|) >= 1, and
 the threshold from the middle of the gap between the edges, t = ln y - middle.  With q = exp(-gap / 2)
 
-    A_i = p v_i,  v_i = 1 / (u_i + p),  p = q y  (rest),      1 - A_i = r v_i,  v_i = 1 / (u_i + r),  r = q / y  (top),
+    rest:      A_i = p v_i,    v_i = 1 / (u_i + p),    p = q y,
+    top:   1 - A_i = r v_i,    v_i = 1 / (u_i + r),    r = q / y,
 
-so that the equation is ``y sum_rest v_i = sum_top v_i / y``: no exponential in the loop, and nothing in it cancels,
-over- or underflows, however small epsilon makes q.  float32 suffices.
+so that the equation is ``y sum_rest v_i = sum_top v_i / y``: no exponential in the loop, and nothing in it
+cancels, over- or underflows, however small epsilon makes q.  float32 suffices.
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ class _Threshold(torch.autograd.Function):
         info: Any, in_dims: tuple[int | None, ...], *arguments: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         batched = [
-            value.movedim(dim, 0) if dim is not None else value for value, dim in zip(arguments, in_dims)
+            value.movedim(dim, 0) if dim is not None else value
+            for value, dim in zip(arguments, in_dims, strict=True)
         ]
         if in_dims[0] is None:
             batched[0] = batched[0].expand(info.batch_size, *batched[0].shape)

@@ -53,8 +53,8 @@ def soft_topk(
             ``"max"``: divide C by its maximum over each problem, so that epsilon has no unit;
             ``"batch_max"``: by its maximum over the whole batch, as the paper's code does, which
             makes every row depend on the others.  The scale is a constant to the gradient.
-        solver: ``"newton"``: exact; ``"sinkhorn"``: the paper's Algorithm 1, and ``"sinkhorn_log"``, the same in the
-            log domain, for comparison: 200 steps are far from the solution at small epsilon.
+        solver: ``"newton"``: exact; ``"sinkhorn"``: the paper's Algorithm 1, and ``"sinkhorn_log"``, the same
+            in the log domain, for comparison: 200 steps are far from the solution at small epsilon.
         max_iter: steps at most; by default 50 (never needed) for Newton's method, 200 for Sinkhorn's.
         tol: the relative error of a marginal at which the solver stops and is content; by default 4 units in
             the last place for Newton's method; for Sinkhorn's it takes all its steps, and is content with 1e-3.
@@ -75,7 +75,7 @@ def soft_topk(
         The gradient may be 1 / (2 epsilon) times the incoming one: float16 ends at 65504.
     """
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    problem = prepare(scores, k, 2, epsilon, dim, largest, cost_scale, solver, dtype)
+    problem = prepare(scores, k, 2, epsilon, dim, largest, cost_scale, solver, max_iter, tol, dtype)
     if problem.scores.numel() == 0:
         weights = problem.scores
     elif solver == "newton":
@@ -100,11 +100,11 @@ def log_soft_topk(
 ) -> Tensor:
     """The logarithm of :func:`soft_topk`, accurate where the weight itself underflows to 0.
 
-    Takes the arguments of :func:`soft_topk` except ``hard`` and ``solver``, raises what it raises, and returns ``ln A``
-    (nats), computed as the log-sigmoid of the solver's exponent; ``-inf`` at masked entries.
+    Takes the arguments of :func:`soft_topk` except ``hard`` and ``solver``, raises what it raises, and
+    returns ``ln A`` (nats), the log-sigmoid of the solver's exponent; ``-inf`` at masked entries.
     """
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    problem = prepare(scores, k, 2, epsilon, dim, largest, cost_scale, "newton", dtype)
+    problem = prepare(scores, k, 2, epsilon, dim, largest, cost_scale, "newton", max_iter, tol, dtype)
     if problem.scores.numel() == 0:
         return scores.clone()
     solution = threshold(problem, max_iter, tol)

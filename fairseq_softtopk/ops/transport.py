@@ -1,7 +1,7 @@
 """Entropic optimal transport between many elements and few anchors.
 
 A plan with the row marginals r and the column marginals c that minimises
-``sum_ij C_ij P_ij + epsilon sum_ij P_ij ln P_ij`` (paper, eq. 2) has rows that are a softmax over the m anchors,
+``sum_ij C_ij P_ij + epsilon sum_ij P_ij ln P_ij`` (paper, eq. 2) has rows that are a softmax over m anchors,
 
     P_ij = r_i softmax_j(L_ij + zeta_j),        L = -C / epsilon,
 
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from .problem import SOLVERS, Problem, check_epsilon, require
+from .problem import Problem, check_epsilon, check_solver, require
 from .residual import warn_residual
 
 NEWTON_STEPS, NEWTON_TOLERANCE = 100, 1e-9
@@ -81,11 +81,12 @@ def solve_transport(
         row_marginals: r, (..., n), not negative; rows of mass 0 stay empty.
         col_marginals: c, (..., m), not negative, of the same sum as r.
         epsilon: entropic weight in units of the cost; a number or a tensor that broadcasts to (...,).
-        solver: ``"newton"`` (exact, in float64), ``"sinkhorn"`` or ``"sinkhorn_log"`` (paper, Algorithm 1, in the
-            precision of the cost), whose last update makes the columns right and leaves the error in the rows.
-        max_iter: steps at most; by default 100 for Newton's method at each level of its annealing, 200 for Sinkhorn's.
-        tol: the relative error of a marginal that counts as converged; by default 1e-9 for Newton's method, 1e-3 for
-            Sinkhorn's, which stops early only at a tolerance that is given.
+        solver: ``"newton"`` (exact, in float64), ``"sinkhorn"`` or ``"sinkhorn_log"`` (paper, Algorithm 1, in
+            the precision of the cost), which ends with right columns and leaves the error in the rows.
+        max_iter: steps at most; by default 100 for Newton's method at each level of its annealing, 200 for
+            Sinkhorn's.
+        tol: the relative error of a marginal that counts as converged; by default 1e-9 for Newton's method,
+            1e-3 for Sinkhorn's, which stops early only at a tolerance that is given.
 
     Returns:
         The plan in the dtype of the cost, and its :class:`Transport`.
@@ -97,9 +98,9 @@ def solve_transport(
     Warns:
         RuntimeWarning: if a problem has not converged.
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    shape = torch.broadcast_shapes(cost.shape[:-2], row_marginals.shape[:-1], col_marginals.shape[:-1])
+    check_solver(solver, max_iter, tol)
+    batches = cost.shape[:-2], row_marginals.shape[:-1], col_marginals.shape[:-1]
+    shape = torch.broadcast_shapes(*batches)  # type: ignore[no-untyped-call]
     if cost.dim() < 2 or cost.shape[-2:] != (row_marginals.size(-1), col_marginals.size(-1)):
         raise ValueError(
             f"cost must be (..., n, m) for row marginals (..., n) and column marginals (..., m), got "
@@ -126,7 +127,7 @@ def solve_transport(
 def plan_by_sinkhorn(
     problem: Problem, anchors: int, largest: bool, solver: str, max_iter: int | None, tol: float | None
 ) -> Tensor:
-    """The plan (..., n, anchors) of a top-k problem as the paper solves it: the last column is what is not selected."""
+    """The plan (..., n, anchors) of a top-k problem as the paper solves it; its last column is the rest."""
     scores = problem.scores
     alive = scores != -math.inf
     counts = torch.full_like(scores[..., :1], problem.k) if problem.counts is None else problem.counts
@@ -197,7 +198,8 @@ class _Plan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plan, row_mass = ctx.saved_tensors
-        for_logits, for_rows, for_cols = plan_vjp(plan, row_mass, grads[0])
+        with torch.autocast(plan.device.type, enabled=False):
+            for_logits, for_rows, for_cols = plan_vjp(plan, row_mass, grads[0])
         return for_logits, for_rows, for_cols, None, None, None, None, None
 
     @staticmethod
@@ -210,7 +212,7 @@ class _Plan(torch.autograd.Function):
             else value.expand(info.batch_size, *value.shape)
             if isinstance(value, Tensor)
             else value
-            for value, dim in zip(arguments, in_dims)
+            for value, dim in zip(arguments, in_dims, strict=True)
         ]
         return _Plan.apply(*batched), (0, 0, 0, None)  # type: ignore[no-untyped-call]
 
@@ -273,10 +275,12 @@ def _solve(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Plan, zeta, residual and number of iterations of a batch of problems."""
     _check(logits, row_mass, col_mass, epsilon)
-    if solver == "newton":
-        plan, zeta, iterations = _newton(logits, row_mass, col_mass, steps, early)
-    else:
-        plan, zeta, iterations = _sinkhorn(logits, row_mass, col_mass, solver == "sinkhorn_log", steps, early)
+    with torch.autocast(logits.device.type, enabled=False):  # it would multiply matrices in half precision
+        if solver == "newton":
+            plan, zeta, iterations = _newton(logits, row_mass, col_mass, steps, early)
+        else:
+            log_domain = solver == "sinkhorn_log"
+            plan, zeta, iterations = _sinkhorn(logits, row_mass, col_mass, log_domain, steps, early)
     residual = torch.maximum(_residual(plan.sum(-1), row_mass), _residual(plan.sum(-2), col_mass))
     if residual.numel() and residual.device.type == "cpu" and not float(residual.max()) <= accepted:
         warn_residual(float(residual.max()), iterations)
@@ -316,7 +320,7 @@ def _residual(sums: Tensor, marginals: Tensor) -> Tensor:
 def _newton(
     logits: Tensor, row_mass: Tensor, col_mass: Tensor, steps: int, tol: float
 ) -> tuple[Tensor, Tensor, int]:
-    """Newton's method from a flat plan, to which the entropy brings every problem, to the plan that is wanted."""
+    """Newton's method along a path from the flat plan of a large epsilon to the plan that is wanted."""
     spread = logits.amax((-1, -2)) - logits.amin((-1, -2))
     flatness = (spread / ANNEALING).clamp(min=1.0)[..., None]
     zeta = torch.zeros_like(col_mass).masked_fill(col_mass == 0, -math.inf)
@@ -381,10 +385,12 @@ class Potentials(NamedTuple):
 
     Attributes:
         zeta: (..., m) column potentials, in units of epsilon.
+        residual: (...,) the largest error of a column sum.
         iterations: Newton steps taken.
     """
 
     zeta: Tensor
+    residual: Tensor
     iterations: int
 
 
@@ -408,7 +414,7 @@ def solve_potentials(
     """Maximises the semi-dual by Newton's method with back-tracking, every problem at its own pace.
 
     Args:
-        measure: zeta (..., m) -> the value of D without its linear term (...,), the column sums (..., m) and the
+        measure: zeta (..., m) -> the value of D without its linear term (...,), the column sums (..., m), the
             coupling (..., m, m), see :func:`coupling`.
         col_mass: (..., m), not negative, with the same sum as the rows.
         start: (..., m); ``-inf`` closes a column, whose mass must be 0.
@@ -432,9 +438,10 @@ def solve_potentials(
     zeta = start
     value, residual, step, gain = look(zeta)
     size = _first_size(step)
-    for taken in range(steps if watched else min(steps, BLIND_STEPS)):
+    steps = steps if watched else min(steps, BLIND_STEPS)
+    for taken in range(steps):
         if watched and bool((residual <= tol).all()):
-            return Potentials(zeta, taken)
+            return Potentials(zeta, residual, taken)
         trial = zeta + size.unsqueeze(-1) * step
         trial_value, trial_residual, trial_step, trial_gain = look(trial)
         # D is only known up to rounding: close to the optimum the residual decides.
@@ -444,7 +451,7 @@ def solve_potentials(
         zeta, step = (torch.where(better.unsqueeze(-1), a, b) for a, b in ((trial, zeta), (trial_step, step)))
         value, residual = torch.where(better, trial_value, value), torch.where(better, trial_residual, residual)
         gain = torch.where(better, trial_gain, gain)
-    return Potentials(zeta, steps)
+    return Potentials(zeta, residual, steps)
 
 
 def _first_size(step: Tensor) -> Tensor:
