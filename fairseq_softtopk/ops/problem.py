@@ -50,7 +50,8 @@ class Problem:
 
         Subtracting before scaling keeps every digit near the origin, (..., 1), which carries no gradient.
         """
-        return slopes(self.scores, origin, self.epsilon)
+        exponents = distances(self.scores, origin) * (2 / self.epsilon)
+        return exponents.clamp(-LARGEST_SLOPE, LARGEST_SLOPE)
 
 
 def prepare(
@@ -103,11 +104,10 @@ def prepare(
     return Problem(scores if largest else -scores, weight, number, counts, isinstance(epsilon, Tensor))
 
 
-def slopes(scores: Tensor, origin: Tensor, epsilon: Tensor) -> Tensor:
-    """:meth:`Problem.slopes` on tensors."""
+def distances(scores: Tensor, origin: Tensor) -> Tensor:
+    """``x_i - origin``, (..., n), finite, and 0 at masked entries."""
     largest = torch.finfo(scores.dtype).max
-    distance = (scores - origin).masked_fill(scores == -math.inf, 0.0).clamp(-largest, largest)
-    return (distance * (2 / epsilon)).clamp(-LARGEST_SLOPE, LARGEST_SLOPE)
+    return (scores - origin).masked_fill(scores == -math.inf, 0.0).clamp(-largest, largest)
 
 
 def check_solver(solver: str, max_iter: int | None, tol: float | None) -> None:

@@ -35,7 +35,8 @@ from torch import Tensor
 from .problem import Problem, check_contents, check_epsilon, require
 from .ranking import rank
 from .residual import warn_residual
-from .transport import NEWTON_STEPS, NEWTON_TOLERANCE, as_laplacian, solve_laplacian, solve_potentials
+from .semidual import as_laplacian, solve_laplacian, solve_potentials
+from .transport import NEWTON_STEPS, NEWTON_TOLERANCE
 
 # Numbers in a piece of the plan: small enough for a cache.
 PIECE = 2**17
@@ -260,9 +261,9 @@ def _pieces(scores: Tensor, columns: int) -> Iterator[tuple[int, int]]:
 def _logits(scores: Tensor, middle: Tensor, slope: Tensor) -> Tensor:
     """How much worse each rank is than the best of its element, (..., k + 1, n), at most 0, in bits."""
     bits = slope.unsqueeze(-1) / math.log(2)
-    steps = (scores.unsqueeze(-2) - middle.unsqueeze(-1)) * bits  # d, (..., k, n)
-    # A masked element where only masked ones are left: it has no rank.
-    steps = steps.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    # The difference of two infinities is a masked element where only masked ones are left: it has no rank.
+    distance = (scores.unsqueeze(-2) - middle.unsqueeze(-1)).nan_to_num(nan=torch.finfo(scores.dtype).min)
+    steps = distance * bits  # d, (..., k, n)
     above = steps.clamp(max=0.0).flip(-2).cumsum(-2).flip(-2)
     below = steps.clamp(min=0.0).cumsum(-2)
     pad = torch.nn.functional.pad

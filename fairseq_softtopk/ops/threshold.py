@@ -34,7 +34,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from .problem import Problem, check_contents, check_epsilon, refuse_k, require
+from .problem import Problem, check_contents, check_epsilon, distances, refuse_k, require
 from .ranking import rank
 from .residual import warn_residual
 
@@ -130,9 +130,8 @@ class _Threshold(torch.autograd.Function):
             for_scores = (for_weights - mean).mul_(s).mul_(odds * (2 / epsilon))
         for_epsilon = None
         if scores is not None:
-            farthest = torch.finfo(scores.dtype).max
-            distance = (scores - origin).clamp(-farthest, farthest)
             # dz_i = -z_i depsilon / epsilon; the sum over the dimensions that epsilon was broadcast along
+            distance = distances(scores, origin)
             for_epsilon = (-for_scores * distance / epsilon).sum_to_size(epsilon.shape)
         return for_scores, for_epsilon, None, None, None, None, None
 

