@@ -10,6 +10,8 @@ ROOT = Path(__file__).parent
 plots = ["matplotlib"]
 examples = ["babel", "num2words", "sacremoses"]
 knn = ["scikit-learn"]
+# torchsort is measured too where it is installed; it has to be compiled.
+benchmark = ["diffsort", "difftopk", "entmax", "matplotlib", "pot", 'softtorch; python_version >= "3.12"']
 dev = [
     "hypothesis",
     "mpmath",
@@ -45,6 +47,7 @@ setup(
         "torch>=2.5",
     ],
     extras_require={
+        "benchmark": benchmark,
         "dev": dev + examples + plots + knn,
         "examples": examples,
         "knn": knn,

@@ -2,13 +2,14 @@
 
 Every figure is a ratio to ``torch.softmax`` of the same float32 tensor.  Softmax and the candidate take turns,
 and the fastest turn of each counts, so that a slow phase of the machine hits both; softmax against itself shows
-the noise that is left.  A call of more than a second is timed once, and its memory is not traced.  Sinkhorn makes
-the whole grid take more than an hour; ``--scores normal --epsilons 1e-1 1e-3`` is a quarter of it.
+the noise that is left.  A call of more than a second is timed once, its memory not at all.  Sinkhorn makes the
+whole grid take more than an hour; ``--scores normal --epsilons 1e-1 1e-3`` is a quarter of it.
 
 Memory is the peak of what PyTorch's allocator holds during forward + backward beyond the scores: the result,
 its incoming gradient, the gradient of the scores, all that is saved or temporary.  The unit is the size of the
-scores, times k + 1 for a sorted operator.  On the CPU it is the running sum of the profiler's allocations, as a
-resident set size is blind below a page and remembers what was freed; what is allocated without PyTorch is not seen.
+scores, times k + 1 for a sorted operator.  On the CPU it is the running sum of the profiler's allocations, as
+a resident set size is blind below a page and remembers what was freed; what is allocated without PyTorch is
+not seen.
 
 The error is the largest difference of a weight from Newton's solution in float64.
 """
@@ -22,6 +23,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -379,7 +381,7 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = re.search(r"model name\s*: (.+)", info)
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "machine": f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "platform": platform.platform(),

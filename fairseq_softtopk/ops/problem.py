@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -98,8 +98,10 @@ def prepare(
         weight = weight * _largest_cost(scores.detach(), anchors - 1, largest, cost_scale)
         weight = weight if isinstance(epsilon, Tensor) else weight.clamp(min=torch.finfo(dtype).tiny)
     counts = _as_counts(k, scores) if isinstance(k, Tensor) else None
-    if counts is None and (int(k) != k or not 0 <= k <= scores.size(-1)):
+    if counts is None and not (float(k).is_integer() and 0 <= k <= scores.size(-1)):
         refuse_k(k, scores.size(-1))
+    if counts is not None and scores.size(-1) == 0 and bool((counts != 0).any()):
+        refuse_k(int(counts[counts != 0][0]), 0)
     number = -1 if counts is not None else int(k)
     return Problem(scores if largest else -scores, weight, number, counts, isinstance(epsilon, Tensor))
 
@@ -122,7 +124,7 @@ def check_solver(solver: str, max_iter: int | None, tol: float | None) -> None:
 
 def refuse_k(k: float | Tensor, n: int) -> NoReturn:
     """Raises the error of a k that is not a number of elements of n."""
-    if isinstance(k, Tensor) or int(k) != k:
+    if isinstance(k, Tensor) or not float(k).is_integer():
         raise ValueError(f"k must be an integer, got {k}")
     raise ValueError(f"k must lie in [0, {n}], the number of scores, got {k}")
 
@@ -137,6 +139,8 @@ def _as_counts(k: Tensor, scores: Tensor) -> Tensor:
 def _as_epsilon(epsilon: float | Tensor, scores: Tensor) -> Tensor:
     """Epsilon as a tensor that broadcasts against scores (..., n)."""
     if isinstance(epsilon, Tensor):
+        if epsilon.is_complex():
+            raise ValueError(f"epsilon must be real, got a tensor of {epsilon.dtype}")
         return _per_problem("epsilon", epsilon.to(scores), scores)
     if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon must be a positive finite number, got {epsilon}")
@@ -166,6 +170,25 @@ def _largest_cost(scores: Tensor, last_anchor: int, largest: bool, cost_scale: s
     return top.masked_fill(top == 0, 1.0).clamp(max=torch.finfo(top.dtype).max)
 
 
+def watched(tensor: Tensor) -> bool:
+    """Whether a number may be read from a tensor without making the host wait for a device."""
+    return tensor.device.type == "cpu"
+
+
+def batch_first(info: Any, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...]) -> list[Any]:
+    """The arguments of a vmap rule with the mapped dimension first, of size 1 in tensors that have none.
+
+    Tensors keep as many dimensions as each other, so that they broadcast as they did before, and the first of
+    them gets the full size.
+    """
+    values = []
+    for value, dim in zip(arguments, in_dims, strict=True):
+        if isinstance(value, Tensor):
+            value = value.unsqueeze(0) if dim is None else value.movedim(dim, 0)
+        values.append(value)
+    return [values[0].expand(info.batch_size, *values[0].shape[1:]), *values[1:]]
+
+
 def require(fine: Tensor, complain: Callable[[], NoReturn]) -> None:
     """Stops where a tensor says that something is not fine.
 
@@ -173,7 +196,7 @@ def require(fine: Tensor, complain: Callable[[], NoReturn]) -> None:
         fine: a boolean tensor of any shape.
         complain: raises the error; called only when something is wrong, and only on the CPU.
     """
-    if fine.device.type == "cpu":
+    if watched(fine):
         if not bool(fine.all()):
             complain()
     else:
@@ -183,6 +206,8 @@ def require(fine: Tensor, complain: Callable[[], NoReturn]) -> None:
 
 def check_epsilon(epsilon: Tensor) -> Tensor:
     """Epsilon, kept away from 0 by the smallest float; an error unless it is positive and finite."""
+    if epsilon.numel() == 0:
+        return epsilon
     smallest, largest = torch.aminmax(epsilon)
 
     def complain() -> NoReturn:

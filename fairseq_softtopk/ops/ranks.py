@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .problem import Problem, check_contents, check_epsilon, require
+from .problem import Problem, batch_first, check_contents, check_epsilon, require, watched
 from .ranking import rank
 from .residual import warn_residual
 from .semidual import as_laplacian, solve_laplacian, solve_potentials
@@ -91,8 +91,8 @@ class _Ranks(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         scores, epsilon, zeta, middle = ctx.saved_tensors
         for_weights, for_zeta, _ = grads
-        near = None
-        if for_weights is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        near, traced = None, torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if for_weights is not None and watched(scores) and not traced:
             slack = float((zeta[..., :-1].amax(-1) - zeta[..., -1]).amax())
             near = _near(scores, middle, 2 / epsilon, slack, for_weights.dtype)
         if for_weights is None or near is None:
@@ -107,13 +107,7 @@ class _Ranks(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], *arguments: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        batched = [
-            value.movedim(dim, 0) if dim is not None else value
-            for value, dim in zip(arguments, in_dims, strict=True)
-        ]
-        if in_dims[0] is None:
-            batched[0] = batched[0].expand(info.batch_size, *batched[0].shape)
-        outputs = _Ranks.apply(*batched)  # type: ignore[no-untyped-call]
+        outputs = _Ranks.apply(*batch_first(info, in_dims, arguments))  # type: ignore[no-untyped-call]
         return outputs, (0,) * len(outputs)
 
 
@@ -214,7 +208,7 @@ def _near(scores: Tensor, middle: Tensor, slope: Tensor, slack: float, dtype: to
         slack: the largest zeta_l - zeta_(k+1).
         dtype: in whose last place a weight of less than all left out is nothing.
     """
-    if scores.device.type != "cpu":
+    if not watched(scores):
         return None  # the number of them decides a shape, and the host must not wait for it
     n, k = scores.size(-1), middle.size(-1)
     reach = math.log(n * k / torch.finfo(dtype).eps) + slack
@@ -246,7 +240,7 @@ def _potentials(logits: list[Tensor], max_iter: int, tol: float) -> Tensor:
     col_mass = torch.ones_like(start)
     col_mass[..., -1] = n - start.size(-1) + 1
     solution = solve_potentials(measure, col_mass, start, n, max_iter, tol)
-    if start.device.type == "cpu" and not bool((solution.residual <= tol).all()):
+    if watched(start) and not bool((solution.residual <= tol).all()):
         warn_residual(float(solution.residual.amax()), solution.iterations)
     return solution.zeta
 

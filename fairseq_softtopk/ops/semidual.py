@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .problem import watched
+
 # Where the host must not wait for the device, this many steps are taken and none is looked at.
 BLIND_STEPS = 30
 MAX_STEP = 4.0
@@ -54,7 +56,6 @@ def solve_potentials(
         steps: at most; on an accelerator ``BLIND_STEPS`` of them are taken and none is looked at.
         tol: the relative error of a column sum at which to stop.
     """
-    watched = start.device.type == "cpu"
     # The column sums are known up to rounding; a curvature below that must not magnify it.
     floor = max(1e-12, 1e-15 * rows) * torch.eye(start.size(-1), dtype=start.dtype, device=start.device)
     scale = col_mass.masked_fill(col_mass == 0, 1.0)
@@ -70,9 +71,9 @@ def solve_potentials(
     zeta = start
     value, residual, step, gain = look(zeta)
     size = _first_size(step)
-    steps = steps if watched else min(steps, BLIND_STEPS)
+    steps = steps if watched(start) else min(steps, BLIND_STEPS)
     for taken in range(steps):
-        if watched and bool((residual <= tol).all()):
+        if watched(start) and bool((residual <= tol).all()):
             return Potentials(zeta, residual, taken)
         trial = zeta + size.unsqueeze(-1) * step
         trial_value, trial_residual, trial_step, trial_gain = look(trial)
@@ -119,8 +120,9 @@ def solve_laplacian(matrix: Tensor, rhs: Tensor) -> Tensor:
 
     Args:
         matrix: (..., m, m).
-        rhs: (..., m).
+        rhs: (..., m); the solution has its dtype, and is computed in float64.
     """
+    dtype, matrix, rhs = rhs.dtype, matrix.double(), rhs.double()
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
     movable = diagonal > torch.finfo(matrix.dtype).tiny
     root = diagonal.where(movable, 1.0).sqrt()
@@ -130,4 +132,4 @@ def solve_laplacian(matrix: Tensor, rhs: Tensor) -> Tensor:
     scaled = scaled + null.unsqueeze(-1) * null.unsqueeze(-2)
     ridge = torch.where(movable, 1e-13, 1.0)
     solution: Tensor = torch.linalg.solve(scaled + torch.diag_embed(ridge), (rhs / root).unsqueeze(-1))
-    return (solution.squeeze(-1) / root).where(movable, 0.0)
+    return (solution.squeeze(-1) / root).where(movable, 0.0).to(dtype)

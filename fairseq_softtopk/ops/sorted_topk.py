@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .problem import prepare, refuse_k
 from .ranks import rank_weights
+from .threshold import threshold
 from .transport import plan_by_sinkhorn
 
 
@@ -68,8 +69,10 @@ def sorted_soft_topk(
     dtype = scores.dtype if solver != "newton" and scores.dtype.itemsize >= 4 else torch.float64
     problem = prepare(scores, k, k + 1, epsilon, dim, largest, cost_scale, solver, max_iter, tol, dtype)
     k = problem.k
-    if k == 0 or problem.scores.numel() == 0:
-        return scores.movedim(dim, -1).unsqueeze(-1).expand(*problem.scores.shape, k) * 0.0
+    if problem.scores.numel() == 0:
+        return scores.movedim(dim, -1).unsqueeze(-1).expand(*problem.scores.shape, k)
+    if k == 0:  # nothing, after the same checks
+        return threshold(problem, max_iter, tol).weights.unsqueeze(-1)[..., :0].to(scores.dtype)
     if solver == "newton":
         weights = rank_weights(problem, scores.dtype, max_iter, tol).transpose(-1, -2)
     else:

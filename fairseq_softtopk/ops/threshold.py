@@ -34,7 +34,16 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from .problem import Problem, check_contents, check_epsilon, distances, refuse_k, require
+from .problem import (
+    Problem,
+    batch_first,
+    check_contents,
+    check_epsilon,
+    distances,
+    refuse_k,
+    require,
+    watched,
+)
 from .ranking import rank
 from .residual import warn_residual
 
@@ -139,13 +148,7 @@ class _Threshold(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], *arguments: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        batched = [
-            value.movedim(dim, 0) if dim is not None else value
-            for value, dim in zip(arguments, in_dims, strict=True)
-        ]
-        if in_dims[0] is None:
-            batched[0] = batched[0].expand(info.batch_size, *batched[0].shape)
-        outputs = _Threshold.apply(*batched)  # type: ignore[no-untyped-call]
+        outputs = _Threshold.apply(*batch_first(info, in_dims, arguments))  # type: ignore[no-untyped-call]
         return outputs, (0,) * len(outputs)
 
 
@@ -215,7 +218,7 @@ def _split(scores: Tensor, counts: Tensor | None, k: int) -> _Edges:
     if counts is None and 0 < k < n:
         ranked, where = rank(scores, k + 1)
         top, inside, outside = ranked[..., :k], ranked[..., k - 1 : k], ranked[..., k:]
-        finite = scores.device.type == "cpu" and float(outside.amin()) > -math.inf
+        finite = watched(scores) and float(outside.amin()) > -math.inf
         if finite and float(ranked[..., 0].amax()) < math.inf:
             return _Edges(top, where[..., :k], None, inside, outside, None)
         is_top, counts = None, torch.tensor(k, device=scores.device)
@@ -263,11 +266,9 @@ def _balance(
         tol: the error that may remain in ln y.
         buffer: (..., n), overwritten.
     """
-    # A step from here leaves an error of at most error^2 / 4.
-    enough = 2 * math.sqrt(tol)
-    watched = rest.device.type == "cpu"
-    y = torch.ones_like(q)
-    for _ in range(max_iter if watched else min(max_iter, BLIND_STEPS)):
+
+    def look(y: Tensor) -> tuple[Tensor, Tensor]:
+        """What top lacks, over what rest has; and the slope of its logarithm, negated."""
         p, r = q * y, q / y
         v = torch.add(rest, p, out=buffer).reciprocal_()
         has, has_squares = v.sum(-1, keepdim=True), torch.linalg.vector_norm(v, dim=-1, keepdim=True).square_()
@@ -275,16 +276,22 @@ def _balance(
         lacks, lacks_squares = v.sum(-1, keepdim=True), v.square_().sum(-1, keepdim=True)
         slope = 2 - p.mul_(has_squares).div_(has) - r.mul_(lacks_squares).div_(lacks)
         ratio = lacks.div_(has).div_(y).div_(y)
-        if stuck is not None:
-            ratio = ratio.masked_fill(stuck != 0, 1.0)
+        return (ratio if stuck is None else ratio.masked_fill(stuck != 0, 1.0)), slope
+
+    # A step from here leaves an error of at most error^2 / 4.
+    enough = 2 * math.sqrt(tol)
+    y = torch.ones_like(q)
+    for _ in range(max_iter if watched(rest) else min(max_iter, BLIND_STEPS)):
+        ratio, slope = look(y)
         y = y * ratio.pow(slope.reciprocal_())
-        if watched:
+        if watched(rest):
             low, high = torch.aminmax(ratio)
             if float(low) >= 1 - enough and float(high) <= 1 + enough:
-                break
-    else:
-        if watched:
-            warn_residual(max(1 - float(low), float(high) - 1), max_iter)
+                return y
+    if watched(rest):
+        residual = float((look(y)[0] - 1).abs().amax())
+        if residual > max(tol, 64 * torch.finfo(y.dtype).eps):
+            warn_residual(residual, max_iter)
     return y
 
 

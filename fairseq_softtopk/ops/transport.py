@@ -18,7 +18,16 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from .problem import Problem, check_epsilon, check_solver, require
+from .problem import (
+    Problem,
+    batch_first,
+    check_contents,
+    check_epsilon,
+    check_solver,
+    refuse_k,
+    require,
+    watched,
+)
 from .residual import warn_residual
 from .semidual import coupling, solve_laplacian, solve_potentials
 
@@ -90,19 +99,27 @@ def solve_transport(
         RuntimeWarning: if a problem has not converged.
     """
     check_solver(solver, max_iter, tol)
+    if not cost.is_floating_point():
+        raise ValueError(f"cost must be floating point, got {cost.dtype}")
+    matching = cost.dim() >= 2 and cost.shape[-2:] == (row_marginals.size(-1), col_marginals.size(-1))
     batches = cost.shape[:-2], row_marginals.shape[:-1], col_marginals.shape[:-1]
-    shape = torch.broadcast_shapes(*batches)  # type: ignore[no-untyped-call]
-    if cost.dim() < 2 or cost.shape[-2:] != (row_marginals.size(-1), col_marginals.size(-1)) or 0 in cost.shape:
+    shape = _common(*batches) if matching and 0 not in cost.shape[-2:] else None
+    if shape is None:
         raise ValueError(
             f"cost must be (..., n, m), not empty, for marginals (..., n) of rows and (..., m) of columns, got "
             f"{tuple(cost.shape)}, {tuple(row_marginals.shape)}, {tuple(col_marginals.shape)}"
         )
     dtype = torch.float64 if solver == "newton" else cost.dtype
-    weight = torch.as_tensor(epsilon, dtype=dtype, device=cost.device)[..., None, None]
+    weight = torch.as_tensor(epsilon, dtype=dtype, device=cost.device)
+    if _common(weight.shape, shape) != shape:
+        raise ValueError(
+            f"epsilon must be one number or one per problem, {tuple(shape)}, got {tuple(weight.shape)}"
+        )
+    weight = weight[..., None, None]
     rows, cols = row_marginals.to(dtype).expand(*shape, -1), col_marginals.to(dtype).expand(*shape, -1)
     smallest = torch.finfo(dtype).tiny
     logits = -cost.to(dtype).expand(*shape, -1, -1) / weight.clamp(min=smallest)
-    plan, zeta, residual, iterations = _plan(logits, rows, cols, weight, solver, max_iter, tol)
+    plan, zeta, residual, iterations = _plan(logits, rows, cols, weight, solver, max_iter, tol, selecting=False)
     weight = weight.detach()[..., 0]
     log_norm = (logits.detach() + zeta.unsqueeze(-2)).logsumexp(-1)
     excess = (plan.detach().sum(-1) / rows.detach()).masked_fill(rows == 0, 1.0).log()
@@ -114,6 +131,14 @@ def solve_transport(
         iterations,
         residual <= _tolerance(solver, tol),
     )
+
+
+def _common(*shapes: torch.Size) -> torch.Size | None:
+    """The shape that these broadcast to, or None."""
+    try:
+        return torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call, no-any-return]
+    except RuntimeError:
+        return None
 
 
 def plan_by_sinkhorn(
@@ -133,7 +158,7 @@ def plan_by_sinkhorn(
     ranks = counts if anchors == 2 else torch.ones_like(counts).expand(*scores.shape[:-1], anchors - 1)
     col_mass = torch.cat([ranks, row_mass.sum(-1, keepdim=True) - counts], dim=-1)
     weight = problem.epsilon.unsqueeze(-1)
-    return _plan(-cost / weight, row_mass, col_mass, weight, solver, max_iter, tol)[0]
+    return _plan(-cost / weight, row_mass, col_mass, weight, solver, max_iter, tol, selecting=True)[0]
 
 
 def _tolerance(solver: str, tol: float | None) -> float:
@@ -148,13 +173,17 @@ def _plan(
     solver: str,
     max_iter: int | None,
     tol: float | None,
+    selecting: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Plan (..., n, m), zeta (..., m), residual (...,), iterations (); warns if the plan is not good enough."""
+    """Plan (..., n, m), zeta (..., m), residual (...,), iterations (); warns if the plan is not good enough.
+
+    With ``selecting`` the problem is that of a top-k operator, and its errors speak of scores and k.
+    """
     steps = max_iter or (NEWTON_STEPS if solver == "newton" else SINKHORN_STEPS)
     accepted = _tolerance(solver, tol)
     early = accepted if solver == "newton" or tol is not None else 0.0
     plan, zeta, residual, iterations = _Plan.apply(  # type: ignore[no-untyped-call]
-        logits, row_mass, col_mass, epsilon.detach(), solver, steps, early, accepted
+        logits, row_mass, col_mass, epsilon.detach(), solver, steps, early, accepted, selecting
     )
     return plan, zeta, residual, iterations
 
@@ -177,9 +206,10 @@ class _Plan(torch.autograd.Function):
         steps: int,
         early: float,
         accepted: float,
+        selecting: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         solve = _solve_opaque if torch.compiler.is_compiling() else _solve
-        return solve(logits, row_mass, col_mass, epsilon, solver, steps, early, accepted)
+        return solve(logits, row_mass, col_mass, epsilon, solver, steps, early, accepted, selecting)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -192,21 +222,16 @@ class _Plan(torch.autograd.Function):
         plan, row_mass = ctx.saved_tensors
         with torch.autocast(plan.device.type, enabled=False):
             for_logits, for_rows, for_cols = plan_vjp(plan, row_mass, grads[0])
-        return for_logits, for_rows, for_cols, None, None, None, None, None
+        return for_logits, for_rows, for_cols, None, None, None, None, None, None
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], *arguments: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-        batched = [
-            value.movedim(dim, 0)
-            if dim is not None
-            else value.expand(info.batch_size, *value.shape)
-            if isinstance(value, Tensor)
-            else value
-            for value, dim in zip(arguments, in_dims, strict=True)
-        ]
-        return _Plan.apply(*batched), (0, 0, 0, None)  # type: ignore[no-untyped-call]
+        tensors = len(arguments) - 5  # before the settings of the solver
+        batched = batch_first(info, in_dims, arguments)
+        full = [value.expand(info.batch_size, *value.shape[1:]) for value in batched[:tensors]]
+        return _Plan.apply(*full, *batched[tensors:]), (0, 0, 0, None)  # type: ignore[no-untyped-call]
 
 
 def plan_vjp(plan: Tensor, row_mass: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,6 +245,10 @@ def plan_vjp(plan: Tensor, row_mass: Tensor, grad: Tensor) -> tuple[Tensor, Tens
     share = plan / row_mass.unsqueeze(-1).clamp(min=torch.finfo(plan.dtype).tiny)
     pulled = (plan * (grad - (share * grad).sum(-1, keepdim=True))).sum(-2)
     multiplier = solve_laplacian(coupling(plan, share), pulled)
+    # Across every cut of the columns H u = pulled keeps the step of u below the range of G.  The bound says
+    # nothing of a plan that is solved; of one that is not, it removes a division of errors by almost nothing.
+    spread = (grad.amax((-1, -2)) - grad.amin((-1, -2))).detach().unsqueeze(-1) * (plan.size(-1) - 1)
+    multiplier = torch.maximum(torch.minimum(multiplier.nan_to_num(), spread), -spread)
     rest = grad - multiplier.unsqueeze(-2)
     for_rows = (share * rest).sum(-1)
     return plan * (rest - for_rows.unsqueeze(-1)), for_rows, multiplier
@@ -235,9 +264,10 @@ def _solve_opaque(
     steps: int,
     early: float,
     accepted: float,
+    selecting: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`_solve` as one node of a compiled graph."""
-    return _solve(logits, row_mass, col_mass, epsilon, solver, steps, early, accepted)
+    return _solve(logits, row_mass, col_mass, epsilon, solver, steps, early, accepted, selecting)
 
 
 @_solve_opaque.register_fake
@@ -250,6 +280,7 @@ def _(
     steps: int,
     early: float,
     accepted: float,
+    selecting: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     iterations = torch.empty((), dtype=torch.long)
     return torch.empty_like(logits), torch.empty_like(col_mass), logits.new_empty(logits.shape[:-2]), iterations
@@ -264,9 +295,10 @@ def _solve(
     steps: int,
     early: float,
     accepted: float,
+    selecting: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Plan, zeta, residual and number of iterations of a batch of problems."""
-    _check(logits, row_mass, col_mass, epsilon)
+    _check(logits, row_mass, col_mass, epsilon, selecting)
     with torch.autocast(logits.device.type, enabled=False):  # it would multiply matrices in half precision
         if solver == "newton":
             plan, zeta, iterations = _newton(logits, row_mass, col_mass, steps, early)
@@ -274,12 +306,12 @@ def _solve(
             log_domain = solver == "sinkhorn_log"
             plan, zeta, iterations = _sinkhorn(logits, row_mass, col_mass, log_domain, steps, early)
     residual = torch.maximum(_residual(plan.sum(-1), row_mass), _residual(plan.sum(-2), col_mass))
-    if residual.numel() and residual.device.type == "cpu" and not float(residual.max()) <= accepted:
+    if residual.numel() and watched(residual) and not float(residual.max()) <= accepted:
         warn_residual(float(residual.max()), iterations)
     return plan, zeta, residual, torch.tensor(iterations)
 
 
-def _check(logits: Tensor, row_mass: Tensor, col_mass: Tensor, epsilon: Tensor) -> None:
+def _check(logits: Tensor, row_mass: Tensor, col_mass: Tensor, epsilon: Tensor, selecting: bool) -> None:
     """An error for a problem that has no solution."""
     check_epsilon(epsilon)
     total, other = row_mass.sum(-1), col_mass.sum(-1)
@@ -288,8 +320,17 @@ def _check(logits: Tensor, row_mass: Tensor, col_mass: Tensor, epsilon: Tensor) 
     fine = same & (row_mass >= 0).all(-1) & (col_mass >= 0).all(-1) & (logits.abs() < math.inf).all((-1, -2))
 
     def complain() -> NoReturn:
+        if selecting:
+            # The smallest logit of an element is as good as its score here: a mask is a row without mass.
+            masked = row_mass == 0
+            scores = logits.amin(-1).masked_fill(masked, -math.inf).nan_to_num(nan=math.nan, neginf=math.inf)
+            wanted = col_mass[..., :-1].sum(-1, keepdim=True)
+            wrong = wanted[(wanted < 0) | (wanted > logits.size(-2))]
+            if wrong.numel():
+                refuse_k(int(wrong[0]), logits.size(-2))
+            check_contents(scores.masked_fill(masked, -math.inf), wanted.long())
         if not bool((logits.abs() < math.inf).all()):
-            raise ValueError("the cost must be finite, and so must cost / epsilon; are the scores?")
+            raise ValueError("the cost must be finite, and so must cost / epsilon")
         for name, mass in (("row", row_mass), ("column", col_mass)):
             if not bool((mass >= 0).all()):
                 raise ValueError(

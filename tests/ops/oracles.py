@@ -64,7 +64,7 @@ def cost_of(scores: torch.Tensor, anchors: list[float]) -> np.ndarray:
 
 
 def bisected_indicator(scores: torch.Tensor, k: int, epsilon: float) -> torch.Tensor:
-    """The two-column plan as ``sigmoid((2 x_i - tau) / epsilon)`` of sum k, tau by bisection in 80-bit floats."""
+    """``sigmoid((2 x_i - tau) / epsilon)`` of sum k, with tau by bisection in 80-bit floats."""
     x = 2 * scores.double().numpy().astype(np.longdouble)
 
     def indicator(tau: np.longdouble) -> np.ndarray:
@@ -121,7 +121,7 @@ def algorithm_1(
 
 
 def algorithm_4(plan: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """The Jacobian [h, l, i, j] = dGamma_hl / dC_ij of the paper's Algorithm 4 (m = 2: Algorithm 3), entry by entry.
+    """dGamma_hl / dC_ij at [h, l, i, j] by the paper's Algorithm 4 (m = 2: Algorithm 3), entry by entry.
 
     Args:
         plan: Gamma, (n, m); its sums are the marginals mu and nu.

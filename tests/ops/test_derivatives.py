@@ -1,4 +1,4 @@
-"""The derivatives, of every argument, by finite differences, by the paper's algorithms and through the solver."""
+"""Derivatives of every argument: by finite differences, by the paper's algorithms, through the solver."""
 
 import math
 
@@ -138,7 +138,7 @@ def test_through_a_sinkhorn_that_has_converged(solver, operator):
 @pytest.mark.parametrize("n, k, epsilon", [(5, 2, 0.3), (4, 3, 1.0), (7, 1, 0.1)])
 @pytest.mark.parametrize("operator", [soft_topk, sorted_soft_topk])
 def test_jacobian_is_the_one_of_the_papers_algorithms(n, k, epsilon, operator):
-    """Algorithm 3 for the indicator, 4 for the ranks; the plan has mass 1 there, and dC_ij = 2 (x_i - b_j) dx_i."""
+    """Algorithm 3 for the indicator, 4 for the ranks; their plan has mass 1; dC_ij = 2 (x_i - b_j) dx_i."""
     scores = torch.randn(n, dtype=torch.float64)
     ranks = k if operator is sorted_soft_topk else 1
     anchors = torch.arange(ranks, -1, -1, dtype=torch.float64)
@@ -175,7 +175,7 @@ def test_implicit_unrolled_and_finite_differences_agree(operator):
     (through,) = torch.autograd.grad(unrolled(scores), scores)
     torch.testing.assert_close(got, through, atol=1e-9, rtol=0)
     with torch.no_grad():
-        h = 1e-5  # central: the error is h^2 / 6 of the third derivative (1 / epsilon^3), and 1e-9 / h of the solver
+        h = 1e-5  # the errors: h^2 / 6 of the third derivative, 1 / epsilon^3, and rounding / h
         steps = torch.eye(n, dtype=torch.float64) * h
         differences = torch.stack([(implicit(scores + d) - implicit(scores - d)) / (2 * h) for d in steps])
     torch.testing.assert_close(got, differences, atol=1e-7, rtol=0)

@@ -18,7 +18,7 @@ EPSILONS = [10.0, 1.0, 0.1, 1e-2, 1e-3]
 
 
 def sinkhorn_steps(weights: torch.Tensor, k: int) -> float:
-    """How many steps bring the error down by 1e-16: its factor per step is ``1 - sum A (1 - A) / (k (1 - k/n))``."""
+    """How many steps reduce the error to 1e-16; its factor is ``1 - sum A (1 - A) / (k (1 - k/n))``."""
     rate = 1 - float((weights * (1 - weights)).sum()) / (k * (1 - k / len(weights)))
     return 20 + math.log(1e-16) / math.log(max(rate, 1e-16)) if rate < 1 else math.inf
 
@@ -92,8 +92,8 @@ def test_the_limit_of_transport_is_the_linear_program(n, m):
     torch.testing.assert_close(got.plan, exact, atol=1e-8, rtol=0)
 
 
-# What the authors' notebook prints (google-research, soft_topk/demo.ipynb): scores 5 2 3 4 1 6, the three smallest,
-# epsilon 0.05 of the largest cost, 100 Sinkhorn steps in float32; and the gradient of the sum of elements 1, 2 and 3.
+# What the authors' notebook prints (google-research, soft_topk/demo.ipynb): the three smallest of 5 2 3 4 1 6,
+# epsilon 0.05 of the largest cost, 100 Sinkhorn steps in float32; and the gradient of A_1 + A_2 + A_3.
 DEMO = torch.tensor([5.0, 2.0, 3.0, 4.0, 1.0, 6.0], dtype=torch.float64)
 DEMO_WEIGHTS = [0.15886909, 0.84113085, 0.63542354, 0.36457655, 0.9414631, 0.05853688]
 DEMO_GRADIENT = [0.10541585, -0.04306151, -0.07465184, -0.07465144, 0.04347444, 0.04347456]
@@ -105,7 +105,7 @@ def test_the_example_of_the_paper(solver):
     options = {"epsilon": 0.05, "largest": False, "cost_scale": "max", "solver": solver}
     weights = soft_topk(scores, 3, **options)
     weights[1:4].sum().backward()
-    # They are printed in float32, whose rounding 100 steps multiply; the symmetric pairs differ by 1e-7 and 4e-7.
+    # Printed in float32, whose rounding 100 steps multiply; the symmetric pairs differ by 1e-7 and 4e-7.
     torch.testing.assert_close(weights.detach(), torch.tensor(DEMO_WEIGHTS).double(), atol=5e-7, rtol=0)
     torch.testing.assert_close(scores.grad, torch.tensor(DEMO_GRADIENT).double(), atol=2e-6, rtol=0)
     cost = cost_of(DEMO, [0, 1])

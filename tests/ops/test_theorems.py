@@ -25,7 +25,7 @@ def problems(draw, smallest_gap: float, largest: int = 12):
 @QUICK
 @given(problems(smallest_gap=0.01))
 def test_proposition_1(problem):
-    """Without ties the unregularised plan is the hard indicator; at gap / epsilon >= 50 the rest is n exp(-50)."""
+    """Without ties the unregularised plan is the hard indicator; gap / epsilon >= 50 leaves n exp(-50)."""
     scores, k = problem
     hard = torch.zeros_like(scores).scatter(-1, scores.topk(k).indices, 1.0)
     torch.testing.assert_close(soft_topk(scores, k, epsilon=2e-4), hard, atol=12 * math.exp(-50), rtol=0)

@@ -2,20 +2,23 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_ops.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "benchmark_ops.py"
 CASES = [("8", "100", "0.1"), ("8", "100", "0.001"), ("4", "1000", "0.1"), ("4", "1000", "0.001")]
 OURS = ("soft_topk", "sorted_soft_topk", "sinkhorn", "sorted sinkhorn")
 
 
 def benchmark(*options: object) -> subprocess.CompletedProcess:
     command = [sys.executable, str(SCRIPT), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def read(folder: Path) -> tuple[list[dict[str, str]], dict]:
