@@ -111,3 +111,24 @@ def test_the_example_of_the_paper(solver):
     cost = cost_of(DEMO, [0, 1])
     by_pot = pot_plan(cost / cost.max(), np.ones(6), np.array([3.0, 3.0]), 0.05, 1000, 0.0)[:, 0]
     torch.testing.assert_close(weights.detach(), by_pot, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("n, k", [(6, 3), (100, 5), (1000, 5)])
+@pytest.mark.parametrize("epsilon", [1.0, 0.1, 1e-2, 1e-3])
+def test_the_sorted_plan_carries_its_own_certificate(n, k, epsilon):
+    """A plan with the right marginals is the optimum if and only if ln P + C / epsilon = alpha_i + beta_j.
+
+    So the differences between two ranks must be the same for every element, whoever computed them.
+    """
+    scores = torch.randn(n, dtype=torch.float64)
+    weights = sorted_soft_topk(scores, k, epsilon=epsilon, tol=1e-12)
+    torch.testing.assert_close(weights.sum(0), torch.ones(k).double(), atol=1e-11, rtol=0)
+    exponents = weights.log() + torch.from_numpy(cost_of(scores, list(range(k, 0, -1)))) / epsilon
+    compared = 0
+    for above, below in zip(range(k - 1), range(1, k), strict=True):
+        seen = (weights[:, [above, below]] > 1e-200).all(1)
+        differences = (exponents[:, above] - exponents[:, below])[seen]
+        compared += len(differences)
+        # C / epsilon is about 25 / epsilon, of which 2e-16 is rounding, a few times over.
+        assert differences.max() - differences.min() < 25 / epsilon * 2e-15
+    assert compared > k
