@@ -39,7 +39,7 @@ from .semidual import as_laplacian, solve_laplacian, solve_potentials
 from .transport import NEWTON_STEPS, NEWTON_TOLERANCE
 
 # Numbers in a piece of the plan: small enough for a cache.
-PIECE = 2**17
+PIECE = 2**15
 # zeta_l - zeta_(k+1) is assumed to be below this when far elements are left out, and looked at afterwards.
 SLACK = 15.0
 
@@ -168,20 +168,20 @@ def _solve(
     """Weights (..., k, n), zeta (..., k + 1) and the midpoints (..., k)."""
     slope = 2 / (check_epsilon(epsilon) if check else epsilon)
     middle = _midpoints(scores, k)
-    near = _near(scores, middle, slope, SLACK, dtype)
     weights = torch.zeros(*scores.shape[:-1], k, scores.size(-1), dtype=dtype, device=scores.device)
-    if near is not None:
-        logits = [_logits(scores.gather(-1, near), middle, slope)]
+    for near in (_near(scores, middle, slope, SLACK, dtype), None):
+        close = scores if near is None else scores.gather(-1, near)
+        pieces = list(_pieces(close, k + 1))
+        logits = [_logits(close.narrow(-1, *piece), middle, slope) for piece in pieces]
         zeta = _potentials(logits, max_iter, tol)
-        if float((zeta[..., :-1].amax(-1) - zeta[..., -1]).amax()) <= SLACK:
-            plan = _plan(logits[0], zeta)[0][..., :-1, :]
-            weights.scatter_(-1, near.unsqueeze(-2).expand_as(plan), plan.to(dtype))
-            return weights, zeta, middle
-    pieces = list(_pieces(scores, k + 1))
-    logits = [_logits(scores.narrow(-1, *piece), middle, slope) for piece in pieces]
-    zeta = _potentials(logits, max_iter, tol)
+        if near is None or float((zeta[..., :-1].amax(-1) - zeta[..., -1]).amax()) <= SLACK:
+            break
     for piece, part in zip(pieces, logits, strict=True):
-        weights.narrow(-1, *piece).copy_(_plan(part, zeta)[0][..., :-1, :])
+        plan = _plan(part, zeta)[0][..., :-1, :].to(dtype)
+        if near is None:
+            weights.narrow(-1, *piece).copy_(plan)
+        else:
+            weights.scatter_(-1, near.narrow(-1, *piece).unsqueeze(-2).expand_as(plan), plan)
     return weights, zeta, middle
 
 
