@@ -30,7 +30,7 @@ class StepDecoder(Protocol):
         """Mixed embeddings ``E_l = sum_n weights[n, l] w_(tokens[n])`` (paper, eq. 9), (bsz, k, E)."""
 
     def step(self, embeddings: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """One step on (bsz, beams, E): log-probabilities (bsz, beams, V), float32, and the new state."""
+        """One step on (bsz, beams, E): log-probabilities (bsz, beams, V), float32 or wider, and the new state."""
 
     def mix(self, state: Any, weights: Tensor) -> Any:
         """``h_l = sum_i weights[i, l] h_i`` (paper, eq. 10), weights (bsz, beams, k): a state of k beams."""
@@ -46,6 +46,7 @@ class BeamConfig:
         num_candidates: how many continuations per sentence a selection looks at.
         cost_scale: see :func:`fairseq_softtopk.ops.soft_topk`.
         score_grad_bound: see :class:`.gradient.ScoreGradBound`.
+        eos_weight: weight of the last gold token, eos, in the result.
         eos: the end-of-sentence token.
         never: tokens that no hypothesis may contain.
     """
@@ -55,6 +56,7 @@ class BeamConfig:
     num_candidates: int
     cost_scale: str
     score_grad_bound: float
+    eos_weight: float
     eos: int
     never: tuple[int, ...]
 
@@ -129,8 +131,9 @@ def gold_lprobs_on_best_path(
 
     path = _follow(parents, best_at_end, lengths)
     on_path = [row.gather(1, path[:, step : step + 1]) for step, row in enumerate(gold_lprobs)]
-    real = torch.arange(num_steps, device=gold.device) < lengths.unsqueeze(1)
-    path_lprobs = torch.cat(on_path, dim=1).masked_fill(~real, 0.0).sum(1)
+    left = lengths.unsqueeze(1) - torch.arange(num_steps, device=gold.device)  # gold tokens from this step on
+    weights = (left > 1).to(cumulative.dtype).masked_fill(left == 1, config.eos_weight)
+    path_lprobs = (torch.cat(on_path, dim=1).masked_fill(left < 1, 0.0) * weights).sum(1)
     bound.take_unit(path_lprobs)
     return path_lprobs, BeamStats(sharpness.sum(), agreement.sum(), (lengths - 1).sum(), bound.stats)
 

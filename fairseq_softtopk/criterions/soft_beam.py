@@ -61,6 +61,13 @@ class SoftBeamConfig(FairseqDataclass):
             "step, in multiples of the gradient of one gold log-probability; 0 for no bound"
         },
     )
+    soft_beam_eos_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "weight in [0, 1] of the gold end of sentence in the soft beam's loss: it is scored at the "
+            "gold length, after whatever the beam has written until then"
+        },
+    )
     sentence_avg: bool = II("optimization.sentence_avg")
 
 
@@ -86,6 +93,8 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
         raise ValueError(f"--soft-beam-candidates must be at least --soft-beam-size {size}, got {candidates}")
     if not cfg.soft_beam_score_grad_clip >= 0:
         raise ValueError(f"--soft-beam-score-grad-clip must be at least 0, got {cfg.soft_beam_score_grad_clip}")
+    if not 0 <= cfg.soft_beam_eos_weight <= 1:
+        raise ValueError(f"--soft-beam-eos-weight must lie in [0, 1], got {cfg.soft_beam_eos_weight}")
     if str(cfg.soft_beam_cost_scale) not in COST_SCALES:
         raise ValueError(
             f"--soft-beam-cost-scale must be one of {', '.join(COST_SCALES)}, got {cfg.soft_beam_cost_scale}"
@@ -118,6 +127,7 @@ class SoftBeamCriterion(FairseqCriterion):
             num_candidates=cfg.soft_beam_candidates,
             cost_scale=str(cfg.soft_beam_cost_scale),
             score_grad_bound=cfg.soft_beam_score_grad_clip,
+            eos_weight=cfg.soft_beam_eos_weight,
             eos=target.eos(),
             never=(target.pad(), target.bos()),
         )

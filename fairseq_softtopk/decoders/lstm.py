@@ -115,7 +115,10 @@ class LSTMStepDecoder:
         if hasattr(decoder, "additional_fc"):
             features = decoder.dropout_out_module(decoder.additional_fc(features))
         logits = decoder.output_layer(features)
-        return decoder.get_normalized_probs((logits, None), log_probs=True).float()
+        if decoder.adaptive_softmax is not None:
+            return decoder.get_normalized_probs((logits, None), log_probs=True).float()
+        # fairseq's own would take float64 down to float32.
+        return F.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _mix(hidden: Tensor, weights: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ class BeamAttentionLayer(AttentionLayer):
         """
         source = source_hids.transpose(0, 1)  # (bsz, srclen, C)
         queries = self.input_proj(input).view(source.size(0), -1, source.size(2))
-        scores = (queries @ source.transpose(1, 2)).float()  # (bsz, beams, srclen)
+        scores = queries @ source.transpose(1, 2)  # (bsz, beams, srclen)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if encoder_padding_mask is not None:
             scores = scores.masked_fill(encoder_padding_mask.t().unsqueeze(1), -math.inf)
         weights = self.attend(scores).to(source.dtype)

@@ -18,6 +18,7 @@ def config(task):
         num_candidates=10_000,
         cost_scale="none",
         score_grad_bound=0.0,
+        eos_weight=1.0,
         eos=dictionary.eos(),
         never=(dictionary.pad(), dictionary.bos()),
     )
@@ -53,24 +54,26 @@ MODELS = [
 
 
 @pytest.mark.parametrize("arch, options", MODELS)
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_equals_the_nested_loops_on_padded_batches(make_model, make_sample, config, arch, options, size):
+@pytest.mark.parametrize("size, eos_weight", [(1, 1.0), (2, 1.0), (3, 0.25), (5, 0.0)])
+def test_equals_the_nested_loops_on_padded_batches(
+    make_model, make_sample, config, arch, options, size, eos_weight
+):
     """Loss and the gradient of every parameter, for a batch with padding on either side."""
     model, sample = make_model(arch, **options), make_sample(LENGTHS)
-    config = dataclasses.replace(config, size=size)
+    config = dataclasses.replace(config, size=size, eos_weight=eos_weight)
     expected = sum(
-        soft_beam_loss(model, source, gold, size, config.epsilon, pad=1, bos=0, eos=2)
+        soft_beam_loss(model, source, gold, size, config.epsilon, pad=1, bos=0, eos=2, eos_weight=eos_weight)
         for source, gold in sentences(sample)
     )
     expected_grads = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
     loss = -search(model, sample, config)[0].sum()
     grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-    torch.testing.assert_close(loss.double(), expected, atol=2e-5, rtol=0)  # lprobs are float32
+    torch.testing.assert_close(loss, expected, atol=1e-8, rtol=0)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         if expected_grad is None:
             assert grad is None or grad.abs().max() == 0
         else:
-            torch.testing.assert_close(grad, expected_grad, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(grad, expected_grad, atol=1e-8, rtol=1e-8)
 
 
 def test_a_sentence_does_not_depend_on_its_batch(make_model, make_sample, config):
@@ -113,7 +116,8 @@ def test_tends_to_a_hard_beam_search_as_epsilon_vanishes(make_model, make_sample
     with torch.no_grad():
         got, stats = search(model, sample, config)
         expected = [hard_beam_gold_lprob(model, *pair, size) for pair in sentences(sample)]
-    torch.testing.assert_close(got, torch.tensor(expected), atol=1e-4, rtol=0)
+    # fairseq's attention masks its scores in float32, whatever they are.
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=got.dtype), atol=1e-5, rtol=0)
     assert stats.sharpness / stats.selections == 1 and stats.agreement / stats.selections == 1
     assert stats.selections == sum(target - 1 for _, target in LENGTHS)
 

@@ -24,7 +24,7 @@ def test_steps_equal_the_full_forward_pass(make_model, make_sample, arch, option
     tokens = net_input["prev_output_tokens"]
     for step in range(tokens.size(1)):
         lprobs, state = decoder.step(decoder.embed(tokens[:, step : step + 1]), state)
-        torch.testing.assert_close(lprobs[:, 0], expected[:, step].float(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(lprobs[:, 0], expected[:, step].double(), atol=1e-5, rtol=0)
 
 
 def test_a_one_hot_mixture_is_a_reordering_of_the_beams(make_model, make_sample):
