@@ -30,7 +30,7 @@ class StepDecoder(Protocol):
         """Mixed embeddings ``E_l = sum_n weights[n, l] w_(tokens[n])`` (paper, eq. 9), (bsz, k, E)."""
 
     def step(self, embeddings: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """One step on (bsz, beams, E): log-probabilities (bsz, beams, V), float32 or wider, and the new state."""
+        """One step on (bsz, beams, E): lprobs (bsz, beams, V), float32 or wider, and the new state."""
 
     def mix(self, state: Any, weights: Tensor) -> Any:
         """``h_l = sum_i weights[i, l] h_i`` (paper, eq. 10), weights (bsz, beams, k): a state of k beams."""

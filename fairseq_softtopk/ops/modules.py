@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -11,36 +12,56 @@ from .sorted_topk import sorted_soft_topk
 from .topk import soft_topk
 
 
-class SoftTopK(nn.Module):
-    """:func:`soft_topk` with its arguments fixed; ``forward`` takes scores and returns weights of their shape.
+class _Operator(nn.Module):
+    """An operator with all its arguments but the scores fixed."""
 
-    Args:
-        k: how many to select.
-        **options: the keyword arguments of :func:`soft_topk`.
-    """
+    operator: ClassVar[Callable[..., Tensor]]
 
-    operator: ClassVar[Callable[..., Tensor]] = staticmethod(soft_topk)
-
-    def __init__(self, k: int, **options: Any) -> None:
+    def __init__(self, k: int | Tensor, *, epsilon: float | Tensor = 0.1, **options: Any) -> None:
         super().__init__()
-        self.k = k
+        inspect.signature(self.operator).bind(None, k, epsilon=epsilon, **options)  # no option is lost
+        for name, value in (("k", k), ("epsilon", epsilon)):
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
         self.options = options
 
     def forward(self, scores: Tensor) -> Tensor:
-        """The weights of scores (..., n)."""
-        return self.operator(scores, self.k, **self.options)
+        """The weights of scores of any shape."""
+        return self.operator(scores, self.k, epsilon=self.epsilon, **self.options)
 
     def extra_repr(self) -> str:
         """What ``print`` shows between the parentheses."""
-        return ", ".join([f"k={self.k}", *(f"{name}={value!r}" for name, value in self.options.items())])
+        arguments = {"k": self.k, "epsilon": self.epsilon, **self.options}
+        return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
-class SortedSoftTopK(SoftTopK):
-    """:func:`sorted_soft_topk` with its arguments fixed; ``forward`` returns weights (..., n, k).
+class SoftTopK(_Operator):
+    """:func:`soft_topk` as a module.
+
+    Args:
+        k: how many to select; a tensor becomes a buffer.
+        epsilon: entropic weight; a ``nn.Parameter`` is learned, another tensor becomes a buffer.
+        **options: the other keyword arguments of :func:`soft_topk`.
+
+    Raises:
+        TypeError: if there is no such option.
+    """
+
+    operator = staticmethod(soft_topk)
+
+
+class SortedSoftTopK(_Operator):
+    """:func:`sorted_soft_topk` as a module.
 
     Args:
         k: how many ranks.
-        **options: the keyword arguments of :func:`sorted_soft_topk`.
+        epsilon: entropic weight; a ``nn.Parameter`` is learned, another tensor becomes a buffer.
+        **options: the other keyword arguments of :func:`sorted_soft_topk`.
+
+    Raises:
+        TypeError: if there is no such option.
     """
 
-    operator: ClassVar[Callable[..., Tensor]] = staticmethod(sorted_soft_topk)
+    operator = staticmethod(sorted_soft_topk)

@@ -23,8 +23,6 @@ from torch import Tensor
 
 COST_SCALES = ("none", "max", "batch_max")
 SOLVERS = ("newton", "sinkhorn", "sinkhorn_log")
-# Slopes beyond this are as good as infinite, but their sums and differences stay finite.
-LARGEST_SLOPE = 1e30
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,9 @@ class Problem:
     """Scores ready to be solved: the largest win, the last dimension is the one to select from.
 
     Attributes:
-        scores: (..., n), in the precision of the solver; ``-inf`` is masked.
+        scores: (..., n), in the precision of the solver and in units of ``unit``; ``-inf`` is masked.
         epsilon: (..., 1), the entropic weight of the un-scaled cost; the leading dimensions broadcast.
+        unit: (..., 1), the root of what the cost is divided by.
         k: how many to select; the largest where there is one per problem.
         counts: None, or (..., 1): how many to select from each problem.
         check: whether the solver has to look at epsilon, which Python could not.
@@ -41,6 +40,7 @@ class Problem:
 
     scores: Tensor
     epsilon: Tensor
+    unit: Tensor
     k: int
     counts: Tensor | None = None
     check: bool = False
@@ -50,8 +50,8 @@ class Problem:
 
         Subtracting before scaling keeps every digit near the origin, (..., 1), which carries no gradient.
         """
-        exponents = distances(self.scores, origin) * (2 / self.epsilon)
-        return exponents.clamp(-LARGEST_SLOPE, LARGEST_SLOPE)
+        largest = torch.finfo(self.scores.dtype).max / 4  # as good as infinite, but sums stay finite
+        return (distances(self.scores, origin) * (2 / self.epsilon)).clamp(-largest, largest)
 
 
 def prepare(
@@ -94,16 +94,19 @@ def prepare(
     check_solver(solver, max_iter, tol)
     scores = scores.movedim(dim, -1).to(dtype)
     weight = _as_epsilon(epsilon, scores)
+    unit = torch.ones_like(weight)
     if cost_scale != "none":
-        weight = weight * _largest_cost(scores.detach(), anchors - 1, largest, cost_scale)
-        weight = weight if isinstance(epsilon, Tensor) else weight.clamp(min=torch.finfo(dtype).tiny)
+        # x / u with epsilon u instead of x with epsilon u^2, which overflows
+        unit = _largest_distance(scores.detach(), anchors - 1, largest, cost_scale)
+        scores, weight = scores / unit, _within(torch.finfo(dtype), weight, weight * unit)
     counts = _as_counts(k, scores) if isinstance(k, Tensor) else None
     if counts is None and not (float(k).is_integer() and 0 <= k <= scores.size(-1)):
         refuse_k(k, scores.size(-1))
     if counts is not None and scores.size(-1) == 0 and bool((counts != 0).any()):
         refuse_k(int(counts[counts != 0][0]), 0)
     number = -1 if counts is not None else int(k)
-    return Problem(scores if largest else -scores, weight, number, counts, isinstance(epsilon, Tensor))
+    scores = scores if largest else -scores
+    return Problem(scores, weight, unit, number, counts, isinstance(epsilon, Tensor))
 
 
 def distances(scores: Tensor, origin: Tensor) -> Tensor:
@@ -141,11 +144,20 @@ def _as_epsilon(epsilon: float | Tensor, scores: Tensor) -> Tensor:
     if isinstance(epsilon, Tensor):
         if epsilon.is_complex():
             raise ValueError(f"epsilon must be real, got a tensor of {epsilon.dtype}")
-        return _per_problem("epsilon", epsilon.to(scores), scores)
+        epsilon = epsilon if epsilon.is_floating_point() else epsilon.to(scores.dtype)
+        narrow = torch.finfo(scores.dtype if scores.dtype.itemsize < epsilon.dtype.itemsize else epsilon.dtype)
+        return _per_problem("epsilon", _within(narrow, epsilon, epsilon).to(scores), scores)
     if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon must be a positive finite number, got {epsilon}")
-    epsilon = max(epsilon, torch.finfo(scores.dtype).tiny)
+    limits = torch.finfo(scores.dtype)
+    epsilon = min(max(epsilon, limits.tiny), limits.max)
     return torch.full((1,) * scores.dim(), epsilon, dtype=scores.dtype, device=scores.device)
+
+
+def _within(limits: torch.finfo, epsilon: Tensor, scaled: Tensor) -> Tensor:
+    """A multiple of epsilon within the range of a dtype; epsilon itself where it is not positive and finite."""
+    fine = (epsilon > 0) & epsilon.isfinite()
+    return torch.where(fine, scaled.clamp(limits.tiny, limits.max), epsilon)
 
 
 def _per_problem(name: str, value: Tensor, scores: Tensor) -> Tensor:
@@ -160,14 +172,14 @@ def _per_problem(name: str, value: Tensor, scores: Tensor) -> Tensor:
     return value.reshape(*(1,) * (len(batch) - value.dim()), *value.shape, 1)
 
 
-def _largest_cost(scores: Tensor, last_anchor: int, largest: bool, cost_scale: str) -> Tensor:
-    """The largest ``(x_i - b_j)^2``, over each problem or over the batch; a constant, no gradient."""
+def _largest_distance(scores: Tensor, last_anchor: int, largest: bool, cost_scale: str) -> Tensor:
+    """The largest ``|x_i - b_j|``, over each problem or over the batch; a constant, no gradient."""
     alive = scores != (-math.inf if largest else math.inf)
-    costs = torch.maximum(scores.square(), (scores - last_anchor).square()).masked_fill(~alive, 0.0)
-    if costs.numel() == 0:
-        return costs.new_ones(())
-    top = costs.amax() if cost_scale == "batch_max" else costs.amax(-1, keepdim=True)
-    return top.masked_fill(top == 0, 1.0).clamp(max=torch.finfo(top.dtype).max)
+    distance = torch.maximum(scores.abs(), (scores - last_anchor).abs()).masked_fill(~alive, 0.0)
+    if distance.numel() == 0:
+        return distance.new_ones((1,) * distance.dim())
+    top = distance.amax() if cost_scale == "batch_max" else distance.amax(-1, keepdim=True)
+    return top.masked_fill(top == 0, 1.0).expand(*scores.shape[:-1], 1)
 
 
 def watched(tensor: Tensor) -> bool:
@@ -204,10 +216,10 @@ def require(fine: Tensor, complain: Callable[[], NoReturn]) -> None:
         torch._assert_async(fine.all(), message)
 
 
-def check_epsilon(epsilon: Tensor) -> Tensor:
-    """Epsilon, kept away from 0 by the smallest float; an error unless it is positive and finite."""
+def check_epsilon(epsilon: Tensor) -> None:
+    """An error unless every epsilon is positive and finite."""
     if epsilon.numel() == 0:
-        return epsilon
+        return
     smallest, largest = torch.aminmax(epsilon)
 
     def complain() -> NoReturn:
@@ -215,7 +227,6 @@ def check_epsilon(epsilon: Tensor) -> Tensor:
         raise ValueError(f"epsilon must be positive and finite, got {epsilon[wrong][0].item()}")
 
     require((smallest > 0) & (largest < math.inf), complain)
-    return epsilon.clamp(min=torch.finfo(epsilon.dtype).tiny)
 
 
 def check_contents(scores: Tensor, k: Tensor | int) -> NoReturn:

@@ -124,7 +124,8 @@ def _vjp(
     When a graph of this is asked for, the plan is one piece.
     """
     slope = 2 / epsilon
-    pieces = [(0, scores.size(-1))] if torch.is_grad_enabled() else list(_pieces(scores, zeta.size(-1)))
+    whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    pieces = [(0, scores.size(-1))] if whole else list(_pieces(scores, zeta.size(-1)))
 
     def look(piece: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         logits = _logits(scores.narrow(-1, *piece), middle, slope)
@@ -166,7 +167,9 @@ def _solve(
     scores: Tensor, epsilon: Tensor, k: int, dtype: torch.dtype, max_iter: int, tol: float, check: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weights (..., k, n), zeta (..., k + 1) and the midpoints (..., k)."""
-    slope = 2 / (check_epsilon(epsilon) if check else epsilon)
+    if check:
+        check_epsilon(epsilon)
+    slope = 2 / epsilon
     middle = _midpoints(scores, k)
     weights = torch.zeros(*scores.shape[:-1], k, scores.size(-1), dtype=dtype, device=scores.device)
     for near in (_near(scores, middle, slope, SLACK, dtype), None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .problem import prepare, refuse_k
+from .problem import prepare
 from .ranks import rank_weights
 from .threshold import threshold
 from .transport import plan_by_sinkhorn
@@ -65,12 +65,13 @@ def sorted_soft_topk(
         RuntimeWarning: if the solver stopped before it was content, with the residual.
     """
     if isinstance(k, Tensor):
-        refuse_k(k, 0)
+        raise ValueError(f"k must be an int here, one for all problems, got a tensor: {k}")
     dtype = scores.dtype if solver != "newton" and scores.dtype.itemsize >= 4 else torch.float64
     problem = prepare(scores, k, k + 1, epsilon, dim, largest, cost_scale, solver, max_iter, tol, dtype)
     k = problem.k
     if problem.scores.numel() == 0:
-        return scores.movedim(dim, -1).unsqueeze(-1).expand(*problem.scores.shape, k)
+        nothing = problem.scores * problem.epsilon.sum()  # so that both are in the graph
+        return nothing.unsqueeze(-1).expand(*problem.scores.shape, k).to(scores.dtype)
     if k == 0:  # nothing, after the same checks
         return threshold(problem, max_iter, tol).weights.unsqueeze(-1)[..., :0].to(scores.dtype)
     if solver == "newton":

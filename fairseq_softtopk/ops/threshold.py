@@ -99,7 +99,8 @@ class _Threshold(torch.autograd.Function):
 
         dA_i = s_i (dz_i + dt),        dt = -sum_i w_i dz_i.
 
-    s_i = p |d_i| (1 - p |d_i|) with the deviation d; the factor p cancels in w, which is therefore never 0 / 0.
+    s_i = p |d_i| (1 - p |d_i|) with the deviation d; the factor p cancels in w, which is 0 / 0 only where every
+    element is masked.
     """
 
     @staticmethod
@@ -131,11 +132,11 @@ class _Threshold(torch.autograd.Function):
             incoming = incoming if for_deviation is None else incoming + for_deviation
             pulled = (s * incoming).sum(-1, keepdim=True)
             pulled = pulled if for_shift is None else pulled + for_shift
-            for_scores = (incoming - pulled / s.sum(-1, keepdim=True)) * s * (2 / epsilon)
+            for_scores = (incoming - pulled / _positive(s.sum(-1, keepdim=True))) * s * (2 / epsilon)
         else:  # the same, in little memory
             s = torch.mul(size, -odds).add_(1).mul_(size)
             del size
-            mean = (s * for_weights).sum(-1, keepdim=True).div_(s.sum(-1, keepdim=True))
+            mean = (s * for_weights).sum(-1, keepdim=True) / _positive(s.sum(-1, keepdim=True))
             for_scores = (for_weights - mean).mul_(s).mul_(odds * (2 / epsilon))
         for_epsilon = None
         if scores is not None:
@@ -152,11 +153,16 @@ class _Threshold(torch.autograd.Function):
         return outputs, (0,) * len(outputs)
 
 
+def _positive(total: Tensor) -> Tensor:
+    return total.clamp(min=torch.finfo(total.dtype).tiny)
+
+
 def _solve(
     scores: Tensor, epsilon: Tensor, counts: Tensor | None, k: int, max_iter: int, tol: float, check: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The fields of :class:`Threshold`."""
-    epsilon = check_epsilon(epsilon) if check else epsilon
+    if check:
+        check_epsilon(epsilon)
     edges = _split(scores, counts, k)
     log2_slope = (2 / math.log(2)) / epsilon
 
@@ -164,24 +170,30 @@ def _solve(
     rest = torch.sub(edges.outside, scores).mul_(log2_slope).exp2_()
     edges.write(rest, math.inf)
     top = (edges.top - edges.inside).mul_(log2_slope).exp2_()
-    half_gap = (edges.inside - edges.outside) / epsilon
+    # An eighth, so that the slopes of log_soft_topk, a quarter at most, still tell the sides apart.
+    half_gap = ((edges.inside - edges.outside) / epsilon).clamp(max=torch.finfo(scores.dtype).max / 8)
     q = (-half_gap).exp()
     if edges.stuck is not None:
         q = q.masked_fill(edges.stuck != 0, 0.0)
 
     # No pass below allocates: for large n, memory that is fresh costs more than what is computed in it.
     weights = torch.empty_like(rest)
-    y = _balance(rest, top, q, edges.stuck, max_iter, tol, buffer=weights)
+    y, solved = _balance(rest, top, q, edges.stuck, max_iter, tol, buffer=weights)
     p, r = q * y, q / y
     deviation = rest.add_(p).reciprocal_()
     torch.mul(deviation, p, out=weights)
     lacking = top.add_(r).reciprocal_()
     edges.write(weights, 1 - lacking * r)
+    if not solved:
+        wanted = k if counts is None else counts
+        residual = float(((weights.sum(-1, keepdim=True) - wanted).abs() / max(1, edges.top.size(-1))).amax())
+        if residual > max(tol, 64 * torch.finfo(weights.dtype).eps):
+            warn_residual(residual, max_iter)
     edges.write(deviation, lacking.div_(-y * y))
     shift = y.log() - half_gap
     if edges.stuck is not None:
         shift = torch.where(edges.stuck == 0, shift, edges.stuck)
-    return weights, deviation, p, edges.outside, shift
+    return weights, deviation, p, edges.outside.clone(), shift
 
 
 class _Edges(NamedTuple):
@@ -254,8 +266,8 @@ def _largest_count(counts: Tensor, n: int) -> int:
 
 def _balance(
     rest: Tensor, top: Tensor, q: Tensor, stuck: Tensor | None, max_iter: int, tol: float, buffer: Tensor
-) -> Tensor:
-    """The y, (..., 1), at which rest has what top lacks, by Newton's method in ln y.
+) -> tuple[Tensor, bool]:
+    """The y, (..., 1), at which rest has what top lacks, by Newton's method in ln y; False if it is not found.
 
     Args:
         rest: (..., n), the u of rest, ``inf`` where an element is not of rest.
@@ -287,12 +299,8 @@ def _balance(
         if watched(rest):
             low, high = torch.aminmax(ratio)
             if float(low) >= 1 - enough and float(high) <= 1 + enough:
-                return y
-    if watched(rest):
-        residual = float((look(y)[0] - 1).abs().amax())
-        if residual > max(tol, 64 * torch.finfo(y.dtype).eps):
-            warn_residual(residual, max_iter)
-    return y
+                return y, True
+    return y, not watched(rest)
 
 
 @torch.library.custom_op("fairseq_softtopk::threshold", mutates_args=())
@@ -300,7 +308,7 @@ def _solve_opaque(
     scores: Tensor, epsilon: Tensor, counts: Tensor | None, k: int, max_iter: int, tol: float, check: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """:func:`_solve` as one node of a compiled graph, which cannot look into a loop that depends on data."""
-    return _solve(scores, epsilon, counts, k, max_iter, tol, check)
+    return _solve(scores.contiguous(), epsilon, counts, k, max_iter, tol, check)
 
 
 @_solve_opaque.register_fake

@@ -36,7 +36,8 @@ def soft_topk(
         \mathbf 1^\top P = (k, n - k), \quad A = P_{:,0},
 
     exactly, at every epsilon.  A tends to the hard indicator as epsilon -> 0 (tied scores share
-    equally) and to k/n as epsilon -> infinity.  Gradients, of any order, come from implicit differentiation.
+    equally) and to k/n as epsilon -> infinity.  Gradients come from implicit differentiation, in reverse mode
+    and of any order.
 
     Args:
         scores: any shape, floating point; not modified.  ``-inf`` (``+inf`` for the smallest)
@@ -47,8 +48,8 @@ def soft_topk(
             tensor with one per problem, like ``k``, which may require a gradient.
         dim: the dimension to select from.
         largest: select the largest scores, or the smallest.
-        hard: return the 0/1 indicator itself, with the ties of ``torch.topk``, and
-            the gradient of the soft weights (straight-through).
+        hard: return the 0/1 indicator itself, with the ties of ``torch.topk`` (in any order with a
+            tensor of k), and the gradient of the soft weights (straight-through).
         cost_scale: ``"none"``: the result does not change when a constant is added to the scores;
             ``"max"``: divide C by its maximum over each problem, so that epsilon has no unit;
             ``"batch_max"``: by its maximum over the whole batch, as the paper's code does, which
@@ -69,7 +70,7 @@ def soft_topk(
 
     Warns:
         RuntimeWarning: if the solver stopped before it was content, with the residual (not on an
-            accelerator with Newton's method, whose fixed number of steps is three times what was ever needed).
+            accelerator with Newton's method, whose fixed number of steps is twice what was ever needed).
 
     Note:
         The gradient may be 1 / (2 epsilon) times the incoming one: float16 ends at 65504.
@@ -77,7 +78,7 @@ def soft_topk(
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
     problem = prepare(scores, k, 2, epsilon, dim, largest, cost_scale, solver, max_iter, tol, dtype)
     if problem.scores.numel() == 0:
-        weights = problem.scores
+        weights = problem.scores * problem.epsilon.sum()  # nothing, but both are in the graph
     elif solver == "newton":
         weights = threshold(problem, max_iter, tol).weights
     else:
@@ -106,7 +107,7 @@ def log_soft_topk(
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
     problem = prepare(scores, k, 2, epsilon, dim, largest, cost_scale, "newton", max_iter, tol, dtype)
     if problem.scores.numel() == 0:
-        return scores.clone()
+        return (problem.scores * problem.epsilon.sum()).to(scores.dtype).movedim(-1, dim)
     solution = threshold(problem, max_iter, tol)
     alive = problem.scores != -math.inf
     exponent = (
@@ -116,7 +117,7 @@ def log_soft_topk(
 
 
 def _selected(problem: Problem) -> Tensor:
-    """The hard indicator (..., n), with the ties of ``torch.topk``."""
+    """The hard indicator (..., n)."""
     scores, counts = problem.scores.detach(), problem.counts
     if counts is None:
         return torch.zeros_like(scores).scatter(-1, scores.topk(problem.k).indices, 1.0)

@@ -153,11 +153,11 @@ def plan_by_sinkhorn(
     places = torch.arange(anchors, dtype=scores.dtype, device=scores.device)
     places = places.flip(0) if largest else places
     original = (scores if largest else -scores).masked_fill(~alive, 0.0)
-    cost = (original.unsqueeze(-1) - places).square()
+    cost = (original.unsqueeze(-1) - places / problem.unit.unsqueeze(-1)).square()
     row_mass = alive.to(scores.dtype)
     ranks = counts if anchors == 2 else torch.ones_like(counts).expand(*scores.shape[:-1], anchors - 1)
     col_mass = torch.cat([ranks, row_mass.sum(-1, keepdim=True) - counts], dim=-1)
-    weight = problem.epsilon.unsqueeze(-1)
+    weight = (problem.epsilon / problem.unit).unsqueeze(-1)
     return _plan(-cost / weight, row_mass, col_mass, weight, solver, max_iter, tol, selecting=True)[0]
 
 
@@ -267,6 +267,7 @@ def _solve_opaque(
     selecting: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`_solve` as one node of a compiled graph."""
+    logits, row_mass, col_mass = logits.contiguous(), row_mass.contiguous(), col_mass.contiguous()
     return _solve(logits, row_mass, col_mass, epsilon, solver, steps, early, accepted, selecting)
 
 
@@ -283,7 +284,8 @@ def _(
     selecting: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     iterations = torch.empty((), dtype=torch.long)
-    return torch.empty_like(logits), torch.empty_like(col_mass), logits.new_empty(logits.shape[:-2]), iterations
+    plan, zeta = logits.new_empty(logits.shape), col_mass.new_empty(col_mass.shape)
+    return plan, zeta, logits.new_empty(logits.shape[:-2]), iterations
 
 
 def _solve(
@@ -305,6 +307,9 @@ def _solve(
         else:
             log_domain = solver == "sinkhorn_log"
             plan, zeta, iterations = _sinkhorn(logits, row_mass, col_mass, log_domain, steps, early)
+    empty = row_mass.sum(-1, keepdim=True) == 0
+    plan, zeta = plan.masked_fill(empty.unsqueeze(-1), 0.0), zeta.masked_fill(empty, 0.0)
+    require(plan.isfinite(), _complain_of_underflow)
     residual = torch.maximum(_residual(plan.sum(-1), row_mass), _residual(plan.sum(-2), col_mass))
     if residual.numel() and watched(residual) and not float(residual.max()) <= accepted:
         warn_residual(float(residual.max()), iterations)
@@ -323,12 +328,17 @@ def _check(logits: Tensor, row_mass: Tensor, col_mass: Tensor, epsilon: Tensor, 
         if selecting:
             # The smallest logit of an element is as good as its score here: a mask is a row without mass.
             masked = row_mass == 0
-            scores = logits.amin(-1).masked_fill(masked, -math.inf).nan_to_num(nan=math.nan, neginf=math.inf)
+            scores = logits.amin(-1).nan_to_num(nan=math.nan, neginf=math.inf).masked_fill(masked, -math.inf)
             wanted = col_mass[..., :-1].sum(-1, keepdim=True)
             wrong = wanted[(wanted < 0) | (wanted > logits.size(-2))]
             if wrong.numel():
                 refuse_k(int(wrong[0]), logits.size(-2))
-            check_contents(scores.masked_fill(masked, -math.inf), wanted.long())
+            if bool((scores == math.inf).any()):
+                raise ValueError(
+                    "scores contain the infinity that no selection can avoid (mask with -inf if largest=True, "
+                    f"+inf if largest=False), or their cost overflows {logits.dtype}"
+                )
+            check_contents(scores, wanted.long())
         if not bool((logits.abs() < math.inf).all()):
             raise ValueError("the cost must be finite, and so must cost / epsilon")
         for name, mass in (("row", row_mass), ("column", col_mass)):
@@ -342,6 +352,10 @@ def _check(logits: Tensor, row_mass: Tensor, col_mass: Tensor, epsilon: Tensor, 
         )
 
     require(fine, complain)
+
+
+def _complain_of_underflow() -> NoReturn:
+    raise ValueError('exp(-cost / epsilon) underflows: use solver="sinkhorn_log", or "newton"')
 
 
 def _residual(sums: Tensor, marginals: Tensor) -> Tensor:
@@ -402,11 +416,6 @@ def _sinkhorn(
         if tol and step < steps and _row_error(logits, row.log(), col.log(), row_mass) <= tol:
             break
     plan = kernel * row.unsqueeze(-1) * col.unsqueeze(-2)
-
-    def complain() -> NoReturn:
-        raise ValueError('exp(-cost / epsilon) underflows: use solver="sinkhorn_log", or "newton"')
-
-    require(plan.isfinite(), complain)
     return plan, col.log(), step
 
 

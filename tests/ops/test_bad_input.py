@@ -108,7 +108,7 @@ def test_scores_in_every_solver(operator, solver, scores, message):
 
 
 def test_sorted_takes_no_tensor_of_k():
-    with pytest.raises(ValueError, match="k must be an integer, got 2"):
+    with pytest.raises(ValueError, match=r"k must be an int here, .* got a tensor: 2"):
         sorted_soft_topk(torch.randn(5), torch.tensor(2))
 
 

@@ -1,0 +1,164 @@
+"""Corners in which an operator was once wrong."""
+
+import math
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from torch.library import opcheck
+
+from fairseq_softtopk.ops import (
+    SoftTopK,
+    SortedSoftTopK,
+    log_soft_topk,
+    ranks,
+    soft_topk,
+    solve_transport,
+    sorted_soft_topk,
+    threshold,
+    transport,
+)
+
+INF = math.inf
+
+
+@pytest.mark.parametrize("options", [{}, {"hard": True}, {"epsilon": 1e-5}, {"solver": "sinkhorn_log"}])
+def test_a_row_without_elements_selects_nothing_and_moves_nothing(options):
+    scores = torch.tensor([[1.0, 2.0, 3.0], [-INF] * 3], dtype=torch.float64, requires_grad=True)
+    weights = soft_topk(scores, torch.tensor([1, 0]), **{"epsilon": 5.0, **options})
+    assert weights[1].eq(0).all()
+    (grad,) = torch.autograd.grad(weights.square().sum(), scores, create_graph=True)
+    assert grad[1].eq(0).all() and grad.isfinite().all()
+    (second,) = torch.autograd.grad(grad.sum(), scores)
+    assert second.isfinite().all() and second[1].eq(0).all()
+
+
+def test_no_rank_of_a_masked_row():
+    scores = torch.full((2, 3), -INF, requires_grad=True)
+    weights = sorted_soft_topk(scores, 0)
+    assert weights.shape == (2, 3, 0)
+    weights.sum().backward()
+    assert scores.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "scores, epsilon",
+    [
+        ([1e30, 0.0, -1.0], 0.1),
+        ([3.0, 2.0, 1.0], 1e-31),
+        ([3e38, 2e38, -3e38], 0.1),
+        ([3e38, 0.0, -3e38], 1e-38),
+    ],
+)
+def test_the_logarithm_belongs_to_the_weight_at_any_magnitude(scores, epsilon, dtype):
+    scores = torch.tensor(scores, dtype=dtype, requires_grad=True)
+    logs = log_soft_topk(scores, 1, epsilon=epsilon)
+    assert not logs.isnan().any() and torch.equal(logs.exp(), soft_topk(scores, 1, epsilon=epsilon))
+    assert torch.equal(logs.exp(), torch.tensor([1.0, 0.0, 0.0], dtype=dtype))
+    logs.clamp(min=-1e30).sum().backward()
+    assert scores.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("epsilon", [1e-39, 1e-45, 1e-50, 1e39, 1e300])
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("operator", [soft_topk, log_soft_topk, sorted_soft_topk])
+def test_an_epsilon_beyond_float32_is_as_good_as_its_limit(operator, epsilon, as_tensor):
+    scores = torch.tensor([0.3, 0.1, 0.2, 0.0], requires_grad=True)
+    given = torch.tensor(epsilon, dtype=torch.float64) if as_tensor else epsilon
+    weights = operator(scores, 2, epsilon=given)
+    limit = operator(scores, 2, epsilon=1e-30 if epsilon < 1 else 1e30)
+    torch.testing.assert_close(weights.exp(), limit.exp(), atol=1e-6, rtol=0)
+    # the logarithm's gradient is 2 / epsilon times this
+    (weights * torch.rand_like(weights) / 50).sum().backward()
+    assert scores.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 10.0])
+@pytest.mark.parametrize("solver", ["newton", "sinkhorn_log"])
+def test_a_scaled_cost_near_the_largest_float(epsilon, solver):
+    """C / max C is at most 1, but its slope 2 x / max C vanishes: nothing tells the scores apart."""
+    scores = torch.tensor([3e38, 2e38, -3e38])
+    weights = soft_topk(scores, 1, epsilon=epsilon, cost_scale="max", solver=solver)
+    torch.testing.assert_close(weights, torch.full((3,), 1 / 3), atol=1e-5, rtol=0)
+
+
+def test_nothing_to_transport_is_an_empty_plan():
+    for solver in ("newton", "sinkhorn", "sinkhorn_log"):
+        solved = solve_transport(torch.rand(6, 3), torch.zeros(6), torch.zeros(3), 0.5, solver=solver)
+        assert solved.plan.eq(0).all() and solved.converged and solved.residual == 0
+
+
+def test_a_learned_epsilon_is_a_parameter_of_the_module():
+    module = SoftTopK(3, epsilon=nn.Parameter(torch.tensor(0.5)))
+    scores = torch.randn(2, 7)
+    assert [name for name, _ in module.named_parameters()] == ["epsilon"]
+    torch.testing.assert_close(module(scores), soft_topk(scores, 3, epsilon=0.5))
+    module(scores).square().sum().backward()
+    assert module.epsilon.grad.abs() > 0
+    ragged = SoftTopK(torch.tensor([1, 2])).double()
+    assert list(ragged.state_dict()) == ["k"] and ragged(scores).sum(-1).tolist() == pytest.approx([1, 2])
+
+
+@pytest.mark.parametrize("module", [SoftTopK, SortedSoftTopK])
+def test_a_module_refuses_an_option_that_does_not_exist(module):
+    with pytest.raises(TypeError, match="epsilonn"):
+        module(3, epsilonn=1.0)
+
+
+def test_nothing_is_in_the_graph_of_an_empty_batch_and_so_is_epsilon():
+    epsilon = torch.tensor(0.1, requires_grad=True)
+    for operator in (soft_topk, log_soft_topk, sorted_soft_topk):
+        scores = torch.zeros(0, 5, requires_grad=True)
+        grads = torch.autograd.grad(operator(scores, 2, epsilon=epsilon).sum(), (scores, epsilon))
+        assert grads[0].shape == (0, 5) and grads[1] == 0
+
+
+def test_the_residual_of_an_unsolved_selection_is_the_error_of_its_sum():
+    scores = torch.tensor([3.0, 2.0, 1.9, 1.8, -4.0], dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="off by") as caught:
+        weights = soft_topk(scores, 1, epsilon=1.0, max_iter=1)
+    said = float(str(caught[0].message).split()[-1])
+    assert said == pytest.approx(abs(float(weights.sum()) - 1), rel=0.06)  # it is printed with two digits
+
+
+def layouts(scores: torch.Tensor):
+    """The same scores in memory that is contiguous, and that is not."""
+    return [scores, scores.t().contiguous().t(), scores.repeat(1, 2)[:, ::2]]
+
+
+def test_what_a_compiler_is_told_of_the_operators_is_true():
+    """Shapes, strides and offsets of what comes back; that nothing is modified or aliased."""
+    checks = ("test_schema", "test_faketensor")
+    epsilon = torch.full((1, 1), 0.3)
+    for scores in layouts(torch.randn(4, 30)):
+        for counts in (None, torch.tensor([[1], [3], [0], [30]])):
+            arguments = (scores, epsilon, counts, -1 if counts is not None else 3, 50, 1e-6, True)
+            opcheck(threshold._solve_opaque, arguments, test_utils=checks)
+        opcheck(
+            ranks._solve_opaque,
+            (scores.double(), epsilon.double(), 3, torch.float32, 50, 1e-9, True),
+            test_utils=checks,
+        )
+        masses = torch.full((4,), 1 / 4), torch.full((30,), 1 / 30)
+        for solver in ("newton", "sinkhorn_log"):
+            arguments = (scores, *masses, torch.ones(1, 1), solver, 50, 0.0, 10.0, False)
+            opcheck(transport._solve_opaque, arguments, test_utils=checks)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("name", ["soft_topk", "log_soft_topk", "sorted_soft_topk"])
+def test_compiles_with_the_default_backend(name):
+    operators = {
+        "soft_topk": lambda x: soft_topk(x, 3, epsilon=0.3, dim=0),
+        "log_soft_topk": lambda x: log_soft_topk(x, 3, epsilon=0.3),
+        "sorted_soft_topk": lambda x: sorted_soft_topk(x, 3, epsilon=0.3),
+    }
+    operator, scores = operators[name], torch.randn(20, 20, requires_grad=True)
+    expected = operator(scores)
+    grad = torch.randn_like(expected)
+    got = torch.compile(operator, fullgraph=True)(scores)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+    of_expected, of_got = (torch.autograd.grad(value, scores, grad)[0] for value in (expected, got))
+    torch.testing.assert_close(of_got, of_expected, atol=1e-5, rtol=1e-5)
