@@ -179,7 +179,9 @@ def _largest_distance(scores: Tensor, last_anchor: int, largest: bool, cost_scal
     if distance.numel() == 0:
         return distance.new_ones((1,) * distance.dim())
     top = distance.amax() if cost_scale == "batch_max" else distance.amax(-1, keepdim=True)
-    return top.masked_fill(top == 0, 1.0).expand(*scores.shape[:-1], 1)
+    # An infinity that should not be there stays one.
+    top = top.masked_fill(top == 0, 1.0).clamp(max=torch.finfo(top.dtype).max)
+    return top.expand(*scores.shape[:-1], 1)
 
 
 def watched(tensor: Tensor) -> bool:

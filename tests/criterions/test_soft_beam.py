@@ -142,6 +142,7 @@ def test_literal_cost_makes_the_beam_an_average(make_model, make_sample, make_cr
         ({"soft_beam_epsilon": math.inf}, "--soft-beam-epsilon must be positive and finite, got inf"),
         ({"soft_beam_candidates": 2}, "--soft-beam-candidates must be at least --soft-beam-size 3, got 2"),
         ({"soft_beam_score_grad_clip": -1.0}, "--soft-beam-score-grad-clip must be at least 0, got -1.0"),
+        ({"soft_beam_eos_weight": 1.5}, r"--soft-beam-eos-weight must lie in \[0, 1\], got 1.5"),
         (
             {"soft_beam_cost_scale": "mean"},
             "--soft-beam-cost-scale must be one of none, max, batch_max, got mean",
