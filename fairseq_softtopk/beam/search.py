@@ -47,6 +47,7 @@ class BeamConfig:
         cost_scale: see :func:`fairseq_softtopk.ops.soft_topk`.
         score_grad_bound: see :class:`.gradient.ScoreGradBound`.
         eos_weight: weight of the last gold token, eos, in the result.
+        label_smoothing: share of a gold token's weight that goes to all tokens alike.
         eos: the end-of-sentence token.
         never: tokens that no hypothesis may contain.
     """
@@ -57,6 +58,7 @@ class BeamConfig:
     cost_scale: str
     score_grad_bound: float
     eos_weight: float
+    label_smoothing: float
     eos: int
     never: tuple[int, ...]
 
@@ -114,7 +116,7 @@ def gold_lprobs_on_best_path(
     for step in range(num_steps):
         lprobs, state = decoder.step(embeddings, state)
         beams = lprobs.size(1)
-        gold_lprobs.append(lprobs.gather(2, gold[:, step].view(-1, 1, 1).expand(-1, beams, 1))[..., 0])
+        gold_lprobs.append(_smoothed(lprobs, gold[:, step], config.label_smoothing))
         last, live = lengths == step + 1, lengths > step + 1
         candidates = best_candidates(cumulative, lprobs, config.num_candidates, never, config.eos, last)
         best_at_end = torch.where(last, candidates.beams[:, 0], best_at_end)
@@ -136,6 +138,15 @@ def gold_lprobs_on_best_path(
     path_lprobs = (torch.cat(on_path, dim=1).masked_fill(left < 1, 0.0) * weights).sum(1)
     bound.take_unit(path_lprobs)
     return path_lprobs, BeamStats(sharpness.sum(), agreement.sum(), (lengths - 1).sum(), bound.stats)
+
+
+def _smoothed(lprobs: Tensor, gold: Tensor, label_smoothing: float) -> Tensor:
+    """Log-probability (bsz, beams) of the gold tokens (bsz,), smoothed as fairseq does it."""
+    own = lprobs.gather(2, gold.view(-1, 1, 1).expand(-1, lprobs.size(1), 1))[..., 0]
+    if label_smoothing == 0:
+        return own
+    other = label_smoothing / (lprobs.size(2) - 1)
+    return (1 - label_smoothing - other) * own + other * lprobs.sum(2)
 
 
 def _follow(parents: list[Tensor], best_at_end: Tensor, lengths: Tensor) -> Tensor:

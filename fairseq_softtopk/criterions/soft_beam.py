@@ -15,6 +15,7 @@ from typing import Any
 import torch.nn.functional as F
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from omegaconf import II
@@ -33,6 +34,12 @@ class SoftBeamConfig(FairseqDataclass):
     teacher_forcing_ratio: float = field(
         default=0.8,
         metadata={"help": "rho in [0, 1]: weight of the teacher-forcing loss; 1 runs no beam at all"},
+    )
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={
+            "help": "in [0, 1), 0 for none: share of a gold token's weight that goes to all tokens alike"
+        },
     )
     soft_beam_size: int = field(
         default=5, metadata={"help": "k, the number of beams; at most the vocabulary less three"}
@@ -82,6 +89,8 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
     size, candidates = cfg.soft_beam_size, cfg.soft_beam_candidates
     if not 0 <= cfg.teacher_forcing_ratio <= 1:
         raise ValueError(f"--teacher-forcing-ratio must lie in [0, 1], got {cfg.teacher_forcing_ratio}")
+    if not 0 <= cfg.label_smoothing < 1:
+        raise ValueError(f"--label-smoothing must lie in [0, 1), got {cfg.label_smoothing}")
     if not 1 <= size <= writable:
         raise ValueError(
             f"--soft-beam-size must lie in [1, {writable}] (the vocabulary of {vocabulary} less bos, pad "
@@ -120,6 +129,7 @@ class SoftBeamCriterion(FairseqCriterion):
         if getattr(getattr(task, "cfg", None), "left_pad_target", False):
             raise ValueError("soft_beam wants targets padded on the right, got --left-pad-target True")
         self.rho = cfg.teacher_forcing_ratio
+        self.label_smoothing = cfg.label_smoothing
         self.sentence_avg = cfg.sentence_avg
         self.beam = BeamConfig(
             size=cfg.soft_beam_size,
@@ -128,6 +138,7 @@ class SoftBeamCriterion(FairseqCriterion):
             cost_scale=str(cfg.soft_beam_cost_scale),
             score_grad_bound=cfg.soft_beam_score_grad_clip,
             eos_weight=cfg.soft_beam_eos_weight,
+            label_smoothing=cfg.label_smoothing,
             eos=target.eos(),
             never=(target.pad(), target.bos()),
         )
@@ -157,8 +168,8 @@ class SoftBeamCriterion(FairseqCriterion):
         loss: Any = 0.0
         with _encoder_output(model) as encoder_outs:
             if self.rho > 0:
-                teacher_forcing = self.teacher_forcing(model, sample)
-                logging_output["teacher_forcing_loss"] = teacher_forcing.detach()
+                teacher_forcing, likelihood = self.teacher_forcing(model, sample)
+                logging_output["teacher_forcing_loss"] = likelihood.detach()
                 loss = loss + self.rho * teacher_forcing
             else:
                 _refuse_ddp(model)
@@ -170,15 +181,17 @@ class SoftBeamCriterion(FairseqCriterion):
         logging_output["loss"] = loss.detach()
         return loss, sample_size, logging_output
 
-    def teacher_forcing(self, model: nn.Module, sample: dict[str, Any]) -> Tensor:
-        """The negative log-likelihood of the gold tokens given the gold tokens before them."""
+    def teacher_forcing(self, model: nn.Module, sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The loss of the gold tokens given the gold tokens before them, and their negative log-likelihood."""
         lprobs = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
-        return F.nll_loss(
-            lprobs.view(-1, lprobs.size(-1)),
-            sample["target"].view(-1),
-            ignore_index=self.padding_idx,
-            reduction="sum",
-        )
+        lprobs, target = lprobs.view(-1, lprobs.size(-1)), sample["target"].view(-1)
+        if self.label_smoothing > 0:
+            loss: tuple[Tensor, Tensor] = label_smoothed_nll_loss(
+                lprobs, target, self.label_smoothing, ignore_index=self.padding_idx
+            )
+            return loss
+        likelihood = F.nll_loss(lprobs, target, ignore_index=self.padding_idx, reduction="sum")
+        return likelihood, likelihood
 
     def soft_beam(self, model: nn.Module, encoder_out: Any, sample: dict[str, Any]) -> tuple[Tensor, BeamStats]:
         """The negative log-likelihood of the gold tokens on the best path of the soft beam search."""

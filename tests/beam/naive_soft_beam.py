@@ -35,7 +35,7 @@ def decoder_step(decoder, embedding, state, source):
     return decoder.output_layer(features)[0].log_softmax(0), (new_hiddens, new_cells, x[0])
 
 
-def soft_beam_loss(model, source_tokens, gold, k, epsilon, pad, bos, eos, eos_weight=1.0):
+def soft_beam_loss(model, source_tokens, gold, k, epsilon, pad, bos, eos, eos_weight, smoothing):
     """Minus the gold's log-probability on the best path, for one un-padded sentence."""
     decoder, table = model.decoder, model.decoder.embed_tokens.weight
     source, hiddens, cells, _ = model.encoder(source_tokens[None], torch.tensor([len(source_tokens)]))
@@ -50,7 +50,10 @@ def soft_beam_loss(model, source_tokens, gold, k, epsilon, pad, bos, eos, eos_we
         candidates, outputs = [], []
         for i, (embedding, state, score, gold_so_far) in enumerate(beams):
             lprobs, new_state = decoder_step(decoder, embedding, state, source)
-            outputs.append((lprobs, new_state, gold_so_far + (eos_weight if last else 1.0) * lprobs[token]))
+            smooth = torch.full_like(lprobs, smoothing / (len(lprobs) - 1))
+            smooth[token] = 1 - smoothing
+            gained = (eos_weight if last else 1.0) * (smooth * lprobs).sum()
+            outputs.append((lprobs, new_state, gold_so_far + gained))
             for j in range(len(lprobs)):
                 if j not in (pad, bos) and (j != eos or last):
                     candidates.append((score + lprobs[j], i, j))

@@ -19,6 +19,7 @@ def config(task):
         cost_scale="none",
         score_grad_bound=0.0,
         eos_weight=1.0,
+        label_smoothing=0.0,
         eos=dictionary.eos(),
         never=(dictionary.pad(), dictionary.bos()),
     )
@@ -54,15 +55,18 @@ MODELS = [
 
 
 @pytest.mark.parametrize("arch, options", MODELS)
-@pytest.mark.parametrize("size, eos_weight", [(1, 1.0), (2, 1.0), (3, 0.25), (5, 0.0)])
+@pytest.mark.parametrize(
+    "size, eos_weight, smoothing", [(1, 1.0, 0.0), (2, 1.0, 0.1), (3, 0.25, 0.0), (5, 0.0, 0.2)]
+)
 def test_equals_the_nested_loops_on_padded_batches(
-    make_model, make_sample, config, arch, options, size, eos_weight
+    make_model, make_sample, config, arch, options, size, eos_weight, smoothing
 ):
     """Loss and the gradient of every parameter, for a batch with padding on either side."""
     model, sample = make_model(arch, **options), make_sample(LENGTHS)
-    config = dataclasses.replace(config, size=size, eos_weight=eos_weight)
+    config = dataclasses.replace(config, size=size, eos_weight=eos_weight, label_smoothing=smoothing)
+    options = {"pad": 1, "bos": 0, "eos": 2, "eos_weight": eos_weight, "smoothing": smoothing}
     expected = sum(
-        soft_beam_loss(model, source, gold, size, config.epsilon, pad=1, bos=0, eos=2, eos_weight=eos_weight)
+        soft_beam_loss(model, source, gold, size, config.epsilon, **options)
         for source, gold in sentences(sample)
     )
     expected_grads = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)

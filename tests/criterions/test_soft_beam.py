@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.logging import metrics
 
 from fairseq_softtopk import plugin  # noqa: F401
@@ -28,6 +29,19 @@ def test_rho_one_is_stock_cross_entropy_to_the_last_bit(make_model, make_sample,
     assert torch.equal(loss, expected) and size == expected_size
     assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
     assert "soft_beam_loss" not in logged
+
+
+def test_rho_one_with_label_smoothing_is_the_stock_criterion_to_the_last_bit(
+    make_model, make_sample, make_criterion, task
+):
+    model, sample = make_model("topk_attention"), make_sample(LENGTHS)
+    stock = LabelSmoothedCrossEntropyCriterion(task, sentence_avg=False, label_smoothing=0.1)
+    expected, _, expected_log = stock(model, sample)
+    expected_grads = torch.autograd.grad(expected, list(model.parameters()))
+    loss, _, logged = make_criterion(teacher_forcing_ratio=1.0, label_smoothing=0.1)(model, sample)
+    grads = torch.autograd.grad(loss, list(model.parameters()))
+    assert torch.equal(loss, expected) and torch.equal(logged["teacher_forcing_loss"], expected_log["nll_loss"])
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
 
 
 def test_loss_is_the_mixture_of_its_two_parts(make_model, make_sample, make_criterion):
@@ -136,6 +150,7 @@ def test_literal_cost_makes_the_beam_an_average(make_model, make_sample, make_cr
         ({"teacher_forcing_ratio": 1.5}, r"--teacher-forcing-ratio must lie in \[0, 1\], got 1.5"),
         ({"teacher_forcing_ratio": -0.1}, r"--teacher-forcing-ratio must lie in \[0, 1\], got -0.1"),
         ({"teacher_forcing_ratio": math.nan}, "got nan"),
+        ({"label_smoothing": 1.0}, r"--label-smoothing must lie in \[0, 1\), got 1.0"),
         ({"soft_beam_size": 0}, r"--soft-beam-size must lie in \[1, 13\] .*, got 0"),
         ({"soft_beam_size": 14}, r"--soft-beam-size must lie in \[1, 13\] .*, got 14"),
         ({"soft_beam_epsilon": 0.0}, "--soft-beam-epsilon must be positive and finite, got 0.0"),
