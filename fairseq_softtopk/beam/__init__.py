@@ -11,5 +11,6 @@ The data flows through one file after the other:
 """
 
 from .search import BeamConfig, BeamStats, StepDecoder, gold_lprobs_on_best_path
+from .selection import RELAXATIONS
 
-__all__ = ["BeamConfig", "BeamStats", "StepDecoder", "gold_lprobs_on_best_path"]
+__all__ = ["RELAXATIONS", "BeamConfig", "BeamStats", "StepDecoder", "gold_lprobs_on_best_path"]

@@ -45,6 +45,7 @@ class BeamConfig:
         epsilon: entropic weight of the selection (nats when ``cost_scale`` is ``"none"``).
         num_candidates: how many continuations per sentence a selection looks at.
         cost_scale: see :func:`fairseq_softtopk.ops.soft_topk`.
+        relaxation: see :func:`.selection.select`.
         score_grad_bound: see :class:`.gradient.ScoreGradBound`.
         eos_weight: weight of the last gold token, eos, in the result.
         label_smoothing: share of a gold token's weight that goes to all tokens alike.
@@ -56,6 +57,7 @@ class BeamConfig:
     epsilon: float
     num_candidates: int
     cost_scale: str
+    relaxation: str
     score_grad_bound: float
     eos_weight: float
     label_smoothing: float
@@ -123,7 +125,7 @@ def gold_lprobs_on_best_path(
         if step + 1 == num_steps:
             break
         bound.watch(candidates.scores, live)
-        chosen = select(candidates, config.size, config.epsilon, config.cost_scale)
+        chosen = select(candidates, config.size, config.epsilon, config.cost_scale, config.relaxation)
         embeddings = decoder.mix_embeddings(candidates.tokens, chosen.weights)
         state = decoder.mix(state, beam_weights(chosen, candidates, beams))
         cumulative = chosen.scores

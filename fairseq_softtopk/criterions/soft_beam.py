@@ -22,7 +22,7 @@ from omegaconf import II
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..beam import BeamConfig, BeamStats, gold_lprobs_on_best_path
+from ..beam import RELAXATIONS, BeamConfig, BeamStats, gold_lprobs_on_best_path
 from ..decoders import step_decoder_for
 from ..ops.problem import COST_SCALES
 
@@ -59,6 +59,14 @@ class SoftBeamConfig(FairseqDataclass):
         metadata={
             "help": "divide the cost by nothing, by its maximum over a sentence's candidates, or by its "
             "maximum over the batch; with the last two epsilon has no unit"
+        },
+    )
+    soft_beam_relaxation: ChoiceEnum(RELAXATIONS) = field(  # type: ignore[valid-type]
+        default="soft_topk",
+        metadata={
+            "help": "what relaxes the choice of the beams: the sorted SOFT top-k operator; softmax_k: for each "
+            "rank a softmax over what the ranks before it leave, with temperature epsilon; straight_through: "
+            "the hard choice with the operator's gradient; hard: the hard choice without a gradient"
         },
     )
     soft_beam_score_grad_clip: float = field(
@@ -102,6 +110,15 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
         raise ValueError(f"--soft-beam-candidates must be at least --soft-beam-size {size}, got {candidates}")
     if not cfg.soft_beam_score_grad_clip >= 0:
         raise ValueError(f"--soft-beam-score-grad-clip must be at least 0, got {cfg.soft_beam_score_grad_clip}")
+    if str(cfg.soft_beam_relaxation) not in RELAXATIONS:
+        raise ValueError(
+            f"--soft-beam-relaxation must be one of {', '.join(RELAXATIONS)}, got {cfg.soft_beam_relaxation}"
+        )
+    if str(cfg.soft_beam_relaxation) == "softmax_k" and str(cfg.soft_beam_cost_scale) != "none":
+        raise ValueError(
+            "--soft-beam-cost-scale must be none with --soft-beam-relaxation softmax_k, which has no cost, "
+            f"got {cfg.soft_beam_cost_scale}"
+        )
     if not 0 <= cfg.soft_beam_eos_weight <= 1:
         raise ValueError(f"--soft-beam-eos-weight must lie in [0, 1], got {cfg.soft_beam_eos_weight}")
     if str(cfg.soft_beam_cost_scale) not in COST_SCALES:
@@ -136,6 +153,7 @@ class SoftBeamCriterion(FairseqCriterion):
             epsilon=cfg.soft_beam_epsilon,
             num_candidates=cfg.soft_beam_candidates,
             cost_scale=str(cfg.soft_beam_cost_scale),
+            relaxation=str(cfg.soft_beam_relaxation),
             score_grad_bound=cfg.soft_beam_score_grad_clip,
             eos_weight=cfg.soft_beam_eos_weight,
             label_smoothing=cfg.label_smoothing,

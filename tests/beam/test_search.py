@@ -17,6 +17,7 @@ def config(task):
         epsilon=0.7,
         num_candidates=10_000,
         cost_scale="none",
+        relaxation="soft_topk",
         score_grad_bound=0.0,
         eos_weight=1.0,
         label_smoothing=0.0,

@@ -150,6 +150,11 @@ def test_literal_cost_makes_the_beam_an_average(make_model, make_sample, make_cr
         ({"teacher_forcing_ratio": 1.5}, r"--teacher-forcing-ratio must lie in \[0, 1\], got 1.5"),
         ({"teacher_forcing_ratio": -0.1}, r"--teacher-forcing-ratio must lie in \[0, 1\], got -0.1"),
         ({"teacher_forcing_ratio": math.nan}, "got nan"),
+        ({"soft_beam_relaxation": "soft"}, "--soft-beam-relaxation must be one of soft_topk, .* got soft"),
+        (
+            {"soft_beam_relaxation": "softmax_k", "soft_beam_cost_scale": "max"},
+            "--soft-beam-cost-scale must be none with --soft-beam-relaxation softmax_k, .* got max",
+        ),
         ({"label_smoothing": 1.0}, r"--label-smoothing must lie in \[0, 1\), got 1.0"),
         ({"soft_beam_size": 0}, r"--soft-beam-size must lie in \[1, 13\] .*, got 0"),
         ({"soft_beam_size": 14}, r"--soft-beam-size must lie in \[1, 13\] .*, got 14"),
