@@ -32,7 +32,7 @@ class Problem:
     Attributes:
         scores: (..., n), in the precision of the solver and in units of ``unit``; ``-inf`` is masked.
         epsilon: (..., 1), the entropic weight of the un-scaled cost; the leading dimensions broadcast.
-        unit: (..., 1), the root of what the cost is divided by.
+        unit: (..., 1), a power of 2 near the root of what the cost is divided by.
         k: how many to select; the largest where there is one per problem.
         counts: None, or (..., 1): how many to select from each problem.
         check: whether the solver has to look at epsilon, which Python could not.
@@ -96,9 +96,11 @@ def prepare(
     weight = _as_epsilon(epsilon, scores)
     unit = torch.ones_like(weight)
     if cost_scale != "none":
-        # x / u with epsilon u instead of x with epsilon u^2, which overflows
-        unit = _largest_distance(scores.detach(), anchors - 1, largest, cost_scale)
-        scores, weight = scores / unit, _within(torch.finfo(dtype), weight, weight * unit)
+        # 2 x / (epsilon u^2) without u^2, which overflows; dividing by a power of 2 rounds nothing.
+        distance = _largest_distance(scores.detach(), anchors - 1, largest, cost_scale)
+        unit = distance / (2 * torch.frexp(distance).mantissa)
+        scores = scores / unit
+        weight = _within(torch.finfo(dtype), weight, weight * (distance / unit) * distance)
     counts = _as_counts(k, scores) if isinstance(k, Tensor) else None
     if counts is None and not (float(k).is_integer() and 0 <= k <= scores.size(-1)):
         refuse_k(k, scores.size(-1))

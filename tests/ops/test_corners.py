@@ -162,3 +162,13 @@ def test_compiles_with_the_default_backend(name):
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
     of_expected, of_got = (torch.autograd.grad(value, scores, grad)[0] for value in (expected, got))
     torch.testing.assert_close(of_got, of_expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("epsilon", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize("scale", ["max", "batch_max"])
+def test_scaling_the_cost_costs_no_digits(epsilon, scale):
+    """Once float32 scores were divided by their largest before they were subtracted: errors of 5e-6."""
+    for scores in (torch.randn(16, 1000), torch.rand(16, 1000) + 10, torch.randn(16, 1000) * 1e3):
+        exact = soft_topk(scores.double(), 5, epsilon=epsilon, cost_scale=scale)
+        got = soft_topk(scores, 5, epsilon=epsilon, cost_scale=scale)
+        torch.testing.assert_close(got.double(), exact, atol=5e-7, rtol=0)
