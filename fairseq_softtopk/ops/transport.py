@@ -97,6 +97,9 @@ def solve_transport(
 
     Warns:
         RuntimeWarning: if a problem has not converged.
+
+    Note:
+        Unlike the operators, it reads numbers from an accelerator while it solves.
     """
     check_solver(solver, max_iter, tol)
     if not cost.is_floating_point():
