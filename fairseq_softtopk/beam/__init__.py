@@ -4,13 +4,25 @@ The data flows through one file after the other:
 
 ============================  ===============================================================
 :mod:`.candidates`            log-probabilities of one step -> the best continuations of the beams
-:mod:`.selection`             candidates -> soft weights, back-pointers, scores of the next beams
+:mod:`.selection`             candidates -> soft weights and back-pointers
 :mod:`.gradient`              bounds what flows from a selection back into its scores
-:mod:`.search`                the loop over steps -> the gold log-probability on the best path
+:mod:`.search`                the loop over steps -> their records
+:mod:`.trace`                 records -> hypotheses, by the back-pointers
+:mod:`.bleu`                  hypotheses -> their sentence BLEU
+:mod:`.loss`                  records -> the loss of each sentence
 ============================  ===============================================================
 """
 
-from .search import BeamConfig, BeamStats, StepDecoder, gold_lprobs_on_best_path
+from .loss import OBJECTIVES, BeamConfig, BeamStats, soft_beam_loss
+from .search import DETACH, StepDecoder
 from .selection import RELAXATIONS
 
-__all__ = ["RELAXATIONS", "BeamConfig", "BeamStats", "StepDecoder", "gold_lprobs_on_best_path"]
+__all__ = [
+    "DETACH",
+    "OBJECTIVES",
+    "RELAXATIONS",
+    "BeamConfig",
+    "BeamStats",
+    "StepDecoder",
+    "soft_beam_loss",
+]

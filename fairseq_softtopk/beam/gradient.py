@@ -50,15 +50,17 @@ class ScoreGradBound:
         self.stats = ScoreGradStats.zeros(device)
         self._unit: Tensor | None = None
 
-    def watch(self, scores: Tensor, live: Tensor) -> None:
-        """Bounds the gradient of ``scores`` (bsz, n) and counts it where ``live`` (bsz,)."""
-        if scores.requires_grad:
-            scores.register_hook(lambda grad: self._clip(grad, live))  # type: ignore[no-untyped-call]
+    def watch(self, scores: Tensor, live: Tensor) -> Tensor:
+        """The scores (bsz, n), with a bound on what flows back through them, counted where ``live`` (bsz,)."""
+        watched = scores.view_as(scores)  # other uses of the scores are left alone
+        if watched.requires_grad:
+            watched.register_hook(lambda grad: self._clip(grad, live))  # type: ignore[no-untyped-call]
+        return watched
 
-    def take_unit(self, path_lprobs: Tensor) -> None:
-        """Takes the unit from the gradient of the search's result, (bsz,), which is the first to come."""
-        if path_lprobs.requires_grad:
-            path_lprobs.register_hook(self._set_unit)  # type: ignore[no-untyped-call]
+    def take_unit(self, loss: Tensor) -> None:
+        """Takes the unit from the gradient of the sentences' losses (bsz,), which is the first to come."""
+        if loss.requires_grad:
+            loss.register_hook(self._set_unit)  # type: ignore[no-untyped-call]
 
     def _set_unit(self, grad: Tensor) -> None:
         self._unit = grad.detach().abs().unsqueeze(-1)  # (bsz, 1)

@@ -7,17 +7,19 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .candidates import best_candidates
-from .gradient import ScoreGradBound, ScoreGradStats
-from .selection import beam_weights, select
+from .gradient import ScoreGradBound
+from .selection import SelectionConfig, beam_weights, select
+from .trace import StepRecord
 
 
 class StepDecoder(Protocol):
     """What the search asks of a decoder: to start, to step on embeddings, and to mix its state.
 
     A state is whatever the decoder carries from one step to the next, for ``beams`` hypotheses of
-    each of ``bsz`` sentences.
+    each of ``bsz`` sentences.  No method modifies a state that it was given.
     """
 
     def start(self, encoder_out: Any) -> Any:
@@ -35,111 +37,140 @@ class StepDecoder(Protocol):
     def mix(self, state: Any, weights: Tensor) -> Any:
         """``h_l = sum_i weights[i, l] h_i`` (paper, eq. 10), weights (bsz, beams, k): a state of k beams."""
 
+    def detach(self, state: Any) -> Any:
+        """The same state, without a gradient to what it was made of."""
+
+
+DETACH = ("nothing", "scores", "embeddings")
+
 
 @dataclass(frozen=True)
-class BeamConfig:
-    """Settings of the search.
+class SearchConfig(SelectionConfig):
+    """Settings of the search; the first are those of a selection.
 
     Attributes:
-        size: k, the number of beams.
-        epsilon: entropic weight of the selection (nats when ``cost_scale`` is ``"none"``).
         num_candidates: how many continuations per sentence a selection looks at.
-        cost_scale: see :func:`fairseq_softtopk.ops.soft_topk`.
-        relaxation: see :func:`.selection.select`.
-        score_grad_bound: see :class:`.gradient.ScoreGradBound`.
-        eos_weight: weight of the last gold token, eos, in the result.
-        label_smoothing: share of a gold token's weight that goes to all tokens alike.
         eos: the end-of-sentence token.
         never: tokens that no hypothesis may contain.
+        label_smoothing: share of a gold token's weight that goes to all tokens alike.
+        score_grad_bound: see :class:`.gradient.ScoreGradBound`.
+        detach: where the selections send no gradient: to the ``"scores"`` of the beams so far, or through the
+            ``"embeddings"`` that they mix.
+        horizon: over how many steps a gradient flows through selections and states; 0 for all.
+        recompute: whether each step is computed again in the backward pass instead of kept.
     """
 
-    size: int
-    epsilon: float
-    num_candidates: int
-    cost_scale: str
-    relaxation: str
-    score_grad_bound: float
-    eos_weight: float
-    label_smoothing: float
-    eos: int
-    never: tuple[int, ...]
+    num_candidates: int = 64
+    eos: int = 2
+    never: tuple[int, ...] = (0, 1)
+    label_smoothing: float = 0.0
+    score_grad_bound: float = 0.0
+    detach: str = "nothing"
+    horizon: int = 0
+    recompute: bool = False
 
 
-class BeamStats(NamedTuple):
-    """Sums over the selections of a batch, 0-dimensional; divide by ``selections``.
+class Beams(NamedTuple):
+    """The live hypotheses before a step.
 
     Attributes:
-        sharpness: see :class:`.selection.Selection`.
-        agreement: likewise.
-        selections: how many selections there were (sentences x steps but the last).
-        score_grad: filled in during the backward pass.
+        embeddings: (bsz, beams, E), what they feed.
+        state: the decoder's.
+        scores: (bsz, beams), their cumulative log-probability.
+        selected_by: (bsz, beams), the same numbers, with the gradient that selections may send there.
     """
 
-    sharpness: Tensor
-    agreement: Tensor
-    selections: Tensor
-    score_grad: ScoreGradStats
+    embeddings: Tensor
+    state: Any
+    scores: Tensor
+    selected_by: Tensor
+
+    def detached(self, decoder: StepDecoder) -> Beams:
+        """The same, without the gradient of the selections before."""
+        return Beams(
+            self.embeddings.detach(), decoder.detach(self.state), self.scores, self.selected_by.detach()
+        )
 
 
-def gold_lprobs_on_best_path(
+def soft_beam_search(
     decoder: StepDecoder,
     encoder_out: Any,
     first: Tensor,
     gold: Tensor,
-    lengths: Tensor,
-    config: BeamConfig,
-) -> tuple[Tensor, BeamStats]:
-    """Log-probability of the gold tokens along the best hypothesis of a soft beam search.
-
-    The search writes its own hypotheses; the gold sentence only says how long they are and is scored on the
-    best of them: the model learns to continue correctly from what it would have written.
+    limits: Tensor,
+    ends: Tensor,
+    config: SearchConfig,
+) -> tuple[list[StepRecord], ScoreGradBound]:
+    """Writes hypotheses, and keeps of every step what a loss may ask for.
 
     Args:
         decoder: the decoder, one step at a time.
         encoder_out: what the encoder returned for the batch.
         first: (bsz, 1), the token that starts a hypothesis.
-        gold: (bsz, T), padded on the right, ending with eos.
-        lengths: (bsz,), number of gold tokens of each sentence, eos included, at least 1.
+        gold: (bsz, T), padded on the right.
+        limits: (bsz,), how many steps each sentence takes, at least 1.
+        ends: (bsz,), after how many steps eos is a continuation like the others; 0 for never.
         config: settings of the search.
 
     Returns:
-        The summed gold log-probability of each sentence (bsz,), nats, and statistics.
+        The records of all steps, and the bound on the selections' gradient, which waits for its unit.
     """
-    bsz, num_steps = gold.shape
-    state = decoder.start(encoder_out)
-    embeddings = decoder.embed(first)
-    cumulative = torch.zeros(bsz, 1, device=gold.device)
-    never = torch.tensor(config.never, device=gold.device)
+    scores = torch.zeros(len(gold), 1, device=gold.device)
+    beams = Beams(decoder.embed(first), decoder.start(encoder_out), scores, scores)
     bound = ScoreGradBound(config.score_grad_bound, gold.device)
-
-    gold_lprobs, parents = [], []
-    best_at_end = torch.zeros_like(lengths)
-    sharpness, agreement = torch.zeros(2, bsz, device=gold.device)
+    trace: list[StepRecord] = []
+    num_steps = int(limits.max())
     for step in range(num_steps):
-        lprobs, state = decoder.step(embeddings, state)
-        beams = lprobs.size(1)
-        gold_lprobs.append(_smoothed(lprobs, gold[:, step], config.label_smoothing))
-        last, live = lengths == step + 1, lengths > step + 1
-        candidates = best_candidates(cumulative, lprobs, config.num_candidates, never, config.eos, last)
-        best_at_end = torch.where(last, candidates.beams[:, 0], best_at_end)
-        if step + 1 == num_steps:
-            break
-        bound.watch(candidates.scores, live)
-        chosen = select(candidates, config.size, config.epsilon, config.cost_scale, config.relaxation)
-        embeddings = decoder.mix_embeddings(candidates.tokens, chosen.weights)
-        state = decoder.mix(state, beam_weights(chosen, candidates, beams))
-        cumulative = chosen.scores
-        parents.append(chosen.beams)
-        sharpness += chosen.sharpness * live
-        agreement += chosen.agreement * live
+        if config.horizon and step and step % config.horizon == 0:
+            beams = beams.detached(decoder)
+        target = gold[:, step] if step < gold.size(1) else None
+        live = limits > step + 1 if step + 1 < num_steps else None
+        arguments = (decoder, beams, target, ends == step + 1, live, bound, config)
+        if config.recompute and torch.is_grad_enabled():
+            record, beams = checkpoint(_step, *arguments, use_reentrant=False)
+        else:
+            record, beams = _step(*arguments)
+        trace.append(record)
+    return trace, bound
 
-    path = _follow(parents, best_at_end, lengths)
-    on_path = [row.gather(1, path[:, step : step + 1]) for step, row in enumerate(gold_lprobs)]
-    left = lengths.unsqueeze(1) - torch.arange(num_steps, device=gold.device)  # gold tokens from this step on
-    weights = (left > 1).to(cumulative.dtype).masked_fill(left == 1, config.eos_weight)
-    path_lprobs = (torch.cat(on_path, dim=1).masked_fill(left < 1, 0.0) * weights).sum(1)
-    bound.take_unit(path_lprobs)
-    return path_lprobs, BeamStats(sharpness.sum(), agreement.sum(), (lengths - 1).sum(), bound.stats)
+
+def _step(
+    decoder: StepDecoder,
+    beams: Beams,
+    gold: Tensor | None,
+    may_end: Tensor,
+    live: Tensor | None,
+    bound: ScoreGradBound,
+    config: SearchConfig,
+) -> tuple[StepRecord, Beams]:
+    """Continues all beams by one token; ``live`` (bsz,) says which sentences go on, None if none does."""
+    lprobs, state = decoder.step(beams.embeddings, beams.state)
+    candidates = best_candidates(beams.scores, lprobs, config.num_candidates, config.never, config.eos, may_end)
+    record = StepRecord(
+        gold_lprobs=None if gold is None else _smoothed(lprobs, gold, config.label_smoothing),
+        gold_rank=None if gold is None else _rank(lprobs[:, 0].detach(), gold),
+        finished=beams.scores + lprobs[..., config.eos],
+        best=candidates.beams[:, 0],
+    )
+    if live is None:
+        return record, beams
+    seen = beams.selected_by.gather(1, candidates.beams) + candidates.lprobs
+    chosen = select(bound.watch(seen, live), config)
+    parents = candidates.beams.gather(1, chosen.origin)
+    seen_next = candidates.scores.detach() if config.detach == "scores" else seen
+    record = record._replace(
+        parents=parents,
+        tokens=candidates.tokens.gather(1, chosen.origin),
+        sharpness=chosen.sharpness,
+        agreement=chosen.agreement,
+    )
+    token_weights = chosen.weights.detach() if config.detach == "embeddings" else chosen.weights
+    return record, Beams(
+        decoder.mix_embeddings(candidates.tokens, token_weights),
+        decoder.mix(state, beam_weights(chosen.weights, candidates.beams, lprobs.size(1))),
+        candidates.scores.gather(1, chosen.origin),
+        seen_next.gather(1, chosen.origin),
+    )
 
 
 def _smoothed(lprobs: Tensor, gold: Tensor, label_smoothing: float) -> Tensor:
@@ -151,18 +182,6 @@ def _smoothed(lprobs: Tensor, gold: Tensor, label_smoothing: float) -> Tensor:
     return (1 - label_smoothing - other) * own + other * lprobs.sum(2)
 
 
-def _follow(parents: list[Tensor], best_at_end: Tensor, lengths: Tensor) -> Tensor:
-    """The beam of the best hypothesis at every step, (bsz, T), from the back-pointers.
-
-    Args:
-        parents: for each step but the last, (bsz, k): the beam that each next beam continues.
-        best_at_end: (bsz,), the best beam at the sentence's own last step.
-        lengths: (bsz,).
-    """
-    beam = best_at_end
-    path = [beam]
-    for step in range(len(parents) - 1, -1, -1):
-        parent = parents[step].gather(1, beam.unsqueeze(1)).squeeze(1)
-        beam = torch.where(lengths > step + 1, parent, best_at_end)
-        path.append(beam)
-    return torch.stack(path[::-1], dim=1)
+def _rank(lprobs: Tensor, gold: Tensor) -> Tensor:
+    """Rank (bsz,) of the gold tokens (bsz,) in lprobs (bsz, V), 1 for the most probable."""
+    return 1 + (lprobs > lprobs.gather(1, gold.unsqueeze(1))).sum(1)

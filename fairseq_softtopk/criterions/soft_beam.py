@@ -6,10 +6,13 @@ Both parts are negative log-likelihoods of the same gold tokens.  Teacher forcin
 soft beam feeds what a beam search would have written, and its gradient also goes through the selections.
 """
 
+import logging
 import math
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch.nn.functional as F
@@ -22,68 +25,103 @@ from omegaconf import II
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..beam import RELAXATIONS, BeamConfig, BeamStats, gold_lprobs_on_best_path
+from ..beam import DETACH, OBJECTIVES, RELAXATIONS, BeamConfig, BeamStats, soft_beam_loss
 from ..decoders import step_decoder_for
 from ..ops.problem import COST_SCALES
+from ..schedules import SCHEDULES, Schedule
+
+logger = logging.getLogger(__name__)
+
+# A beam whose largest part is smaller than this is an average of the vocabulary.
+LOW_SHARPNESS = 0.25
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class SoftBeamConfig(FairseqDataclass):
     """Options of ``--criterion soft_beam``."""
 
-    teacher_forcing_ratio: float = field(
-        default=0.8,
-        metadata={"help": "rho in [0, 1]: weight of the teacher-forcing loss; 1 runs no beam at all"},
+    teacher_forcing_ratio: float = _option(
+        0.8, "rho in [0, 1]: weight of the teacher-forcing loss; 1 runs no beam at all"
     )
-    label_smoothing: float = field(
-        default=0.0,
-        metadata={
-            "help": "in [0, 1), 0 for none: share of a gold token's weight that goes to all tokens alike"
-        },
+    teacher_forcing_ratio_schedule: ChoiceEnum(SCHEDULES) = _option(  # type: ignore[valid-type]
+        "constant", "how rho goes from --teacher-forcing-ratio to --teacher-forcing-ratio-end"
     )
-    soft_beam_size: int = field(
-        default=5, metadata={"help": "k, the number of beams; at most the vocabulary less three"}
+    teacher_forcing_ratio_end: float = _option(0.0, "rho in [0, 1] at the end of its schedule")
+    teacher_forcing_ratio_updates: int = _option(
+        0, "updates that the schedule takes, from --soft-beam-start-update on"
     )
-    soft_beam_epsilon: float = field(
-        default=0.1,
-        metadata={
-            "help": "entropic weight of the selection, positive; in nats with --soft-beam-cost-scale none"
-        },
+    label_smoothing: float = _option(
+        0.0, "in [0, 1), 0 for none: share of a gold token's weight that goes to all tokens alike"
     )
-    soft_beam_candidates: int = field(
-        default=64,
-        metadata={"help": "continuations per sentence that a selection looks at, at least the beam size"},
+    soft_beam_size: int = _option(5, "k, the number of beams; at most the vocabulary less three")
+    soft_beam_epsilon: float = _option(
+        0.1, "entropic weight of the selection, positive; in nats with --soft-beam-cost-scale none"
     )
-    soft_beam_cost_scale: ChoiceEnum(COST_SCALES) = field(  # type: ignore[valid-type]
-        default="none",
-        metadata={
-            "help": "divide the cost by nothing, by its maximum over a sentence's candidates, or by its "
-            "maximum over the batch; with the last two epsilon has no unit"
-        },
+    soft_beam_epsilon_schedule: ChoiceEnum(SCHEDULES) = _option(  # type: ignore[valid-type]
+        "constant", "how epsilon goes from --soft-beam-epsilon to --soft-beam-epsilon-end"
     )
-    soft_beam_relaxation: ChoiceEnum(RELAXATIONS) = field(  # type: ignore[valid-type]
-        default="soft_topk",
-        metadata={
-            "help": "what relaxes the choice of the beams: the sorted SOFT top-k operator; softmax_k: for each "
-            "rank a softmax over what the ranks before it leave, with temperature epsilon; straight_through: "
-            "the hard choice with the operator's gradient; hard: the hard choice without a gradient"
-        },
+    soft_beam_epsilon_end: float = _option(0.01, "epsilon at the end of its schedule, positive")
+    soft_beam_epsilon_updates: int = _option(
+        0, "updates that the schedule takes, from --soft-beam-start-update on"
     )
-    soft_beam_score_grad_clip: float = field(
-        default=0.5,
-        metadata={
-            "help": "largest norm of the gradient that a selection passes to its scores, per sentence and "
-            "step, in multiples of the gradient of one gold log-probability; 0 for no bound"
-        },
+    soft_beam_candidates: int = _option(
+        64, "continuations per sentence that a selection looks at, at least the beam size"
     )
-    soft_beam_eos_weight: float = field(
-        default=1.0,
-        metadata={
-            "help": "weight in [0, 1] of the gold end of sentence in the soft beam's loss: it is scored at the "
-            "gold length, after whatever the beam has written until then"
-        },
+    soft_beam_cost_scale: ChoiceEnum(COST_SCALES) = _option(  # type: ignore[valid-type]
+        "none",
+        "divide the cost by nothing, by its maximum over a sentence's candidates, or by its maximum over the "
+        "batch; with the last two epsilon has no unit",
+    )
+    soft_beam_relaxation: ChoiceEnum(RELAXATIONS) = _option(  # type: ignore[valid-type]
+        "soft_topk",
+        "what relaxes the choice of the beams: the sorted SOFT top-k operator; softmax_k: for each rank a "
+        "softmax over what the ranks before it leave, with temperature epsilon; straight_through: the hard "
+        "choice with the operator's gradient; hard: the hard choice without a gradient",
+    )
+    soft_beam_objective: ChoiceEnum(OBJECTIVES) = _option(  # type: ignore[valid-type]
+        "gold",
+        "what the beam is trained for: gold: the log-probability of the gold tokens on its best path; risk: "
+        "the expected sentence BLEU of its best finished hypotheses",
+    )
+    soft_beam_hypotheses: int = _option(10, "finished hypotheses that share the risk, at least 2")
+    soft_beam_temperature: float = _option(
+        0.1, "of the hypotheses' distribution, positive, in nats per token; for the risk"
+    )
+    soft_beam_score_grad_clip: float = _option(
+        0.5,
+        "largest norm of the gradient that a selection passes to its scores, per sentence and step, in "
+        "multiples of the gradient of the sentence's loss; 0 for no bound",
+    )
+    soft_beam_backward_epsilon: float = _option(
+        0.0, "epsilon of the selections' gradient; 0 for that of the selections themselves"
+    )
+    soft_beam_detach: ChoiceEnum(DETACH) = _option(  # type: ignore[valid-type]
+        "nothing",
+        "where selections send no gradient: to the cumulative scores of the beams, or through the embeddings "
+        "that they mix",
+    )
+    soft_beam_horizon: int = _option(
+        0, "steps over which a gradient flows through selections and decoder states; 0 for all"
+    )
+    soft_beam_eos_weight: float = _option(
+        1.0,
+        "weight in [0, 1] of the gold end of sentence in the gold objective: it is scored at the gold length, "
+        "after whatever the beam has written until then",
+    )
+    soft_beam_max_len: int = _option(0, "steps that the beam takes at most; 0 for the whole sentence")
+    soft_beam_start_update: int = _option(0, "teacher forcing only before this update")
+    soft_beam_prob: float = _option(
+        1.0, "probability in [0, 1] that an update runs the beam; the others are teacher forcing only"
+    )
+    soft_beam_recompute: bool = _option(
+        False, "compute each step again in the backward pass: less memory, about a third more time"
     )
     sentence_avg: bool = II("optimization.sentence_avg")
+    seed: int = II("common.seed")
 
 
 def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
@@ -94,37 +132,62 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
         vocabulary: size of the target dictionary.
     """
     writable = vocabulary - 3  # a hypothesis never contains bos, pad, nor eos before its end
-    size, candidates = cfg.soft_beam_size, cfg.soft_beam_candidates
-    if not 0 <= cfg.teacher_forcing_ratio <= 1:
-        raise ValueError(f"--teacher-forcing-ratio must lie in [0, 1], got {cfg.teacher_forcing_ratio}")
-    if not 0 <= cfg.label_smoothing < 1:
-        raise ValueError(f"--label-smoothing must lie in [0, 1), got {cfg.label_smoothing}")
-    if not 1 <= size <= writable:
-        raise ValueError(
-            f"--soft-beam-size must lie in [1, {writable}] (the vocabulary of {vocabulary} less bos, pad "
-            f"and eos), got {size}"
-        )
-    if not 0 < cfg.soft_beam_epsilon < math.inf:
-        raise ValueError(f"--soft-beam-epsilon must be positive and finite, got {cfg.soft_beam_epsilon}")
-    if candidates < size:
-        raise ValueError(f"--soft-beam-candidates must be at least --soft-beam-size {size}, got {candidates}")
-    if not cfg.soft_beam_score_grad_clip >= 0:
-        raise ValueError(f"--soft-beam-score-grad-clip must be at least 0, got {cfg.soft_beam_score_grad_clip}")
-    if str(cfg.soft_beam_relaxation) not in RELAXATIONS:
-        raise ValueError(
-            f"--soft-beam-relaxation must be one of {', '.join(RELAXATIONS)}, got {cfg.soft_beam_relaxation}"
-        )
-    if str(cfg.soft_beam_relaxation) == "softmax_k" and str(cfg.soft_beam_cost_scale) != "none":
-        raise ValueError(
-            "--soft-beam-cost-scale must be none with --soft-beam-relaxation softmax_k, which has no cost, "
-            f"got {cfg.soft_beam_cost_scale}"
-        )
-    if not 0 <= cfg.soft_beam_eos_weight <= 1:
-        raise ValueError(f"--soft-beam-eos-weight must lie in [0, 1], got {cfg.soft_beam_eos_weight}")
-    if str(cfg.soft_beam_cost_scale) not in COST_SCALES:
-        raise ValueError(
-            f"--soft-beam-cost-scale must be one of {', '.join(COST_SCALES)}, got {cfg.soft_beam_cost_scale}"
-        )
+    size = cfg.soft_beam_size
+
+    def require(in_range: bool, option: str, text: str) -> None:
+        if not in_range:
+            value = getattr(cfg, option)
+            raise ValueError(f"--{option.replace('_', '-')} must {text}, got {value}")
+
+    for option in (
+        "teacher_forcing_ratio",
+        "teacher_forcing_ratio_end",
+        "soft_beam_eos_weight",
+        "soft_beam_prob",
+    ):
+        require(0 <= getattr(cfg, option) <= 1, option, "lie in [0, 1]")
+    require(0 <= cfg.label_smoothing < 1, "label_smoothing", "lie in [0, 1)")
+    require(
+        1 <= size <= writable,
+        "soft_beam_size",
+        f"lie in [1, {writable}] (the vocabulary of {vocabulary} less bos, pad and eos)",
+    )
+    for option in ("soft_beam_epsilon", "soft_beam_epsilon_end", "soft_beam_temperature"):
+        require(0 < getattr(cfg, option) < math.inf, option, "be positive and finite")
+    require(cfg.soft_beam_candidates >= size, "soft_beam_candidates", f"be at least --soft-beam-size {size}")
+    require(cfg.soft_beam_hypotheses >= 2, "soft_beam_hypotheses", "be at least 2")
+    require(
+        0 <= cfg.soft_beam_backward_epsilon < math.inf, "soft_beam_backward_epsilon", "be at least 0 and finite"
+    )
+    for option in (
+        "soft_beam_score_grad_clip",
+        "soft_beam_horizon",
+        "soft_beam_max_len",
+        "soft_beam_start_update",
+    ):
+        require(getattr(cfg, option) >= 0, option, "be at least 0")
+    for option, known in (
+        ("soft_beam_relaxation", RELAXATIONS),
+        ("soft_beam_objective", OBJECTIVES),
+        ("soft_beam_detach", DETACH),
+        ("soft_beam_cost_scale", COST_SCALES),
+    ):
+        require(str(getattr(cfg, option)) in known, option, f"be one of {', '.join(known)}")
+    require(
+        str(cfg.soft_beam_relaxation) != "softmax_k" or str(cfg.soft_beam_cost_scale) == "none",
+        "soft_beam_cost_scale",
+        "be none with --soft-beam-relaxation softmax_k, which has no cost",
+    )
+
+
+def _schedule(cfg: SoftBeamConfig, option: str) -> Schedule:
+    return Schedule(
+        "--" + option.replace("_", "-"),
+        getattr(cfg, option),
+        getattr(cfg, option + "_end"),
+        getattr(cfg, option + "_updates"),
+        str(getattr(cfg, option + "_schedule")),
+    )
 
 
 @register_criterion("soft_beam", dataclass=SoftBeamConfig)
@@ -145,21 +208,50 @@ class SoftBeamCriterion(FairseqCriterion):
         check_config(cfg, len(target))
         if getattr(getattr(task, "cfg", None), "left_pad_target", False):
             raise ValueError("soft_beam wants targets padded on the right, got --left-pad-target True")
-        self.rho = cfg.teacher_forcing_ratio
+        self.rho = _schedule(cfg, "teacher_forcing_ratio")
+        self.epsilon = _schedule(cfg, "soft_beam_epsilon")
+        self.start_update, self.prob, self.seed = cfg.soft_beam_start_update, cfg.soft_beam_prob, cfg.seed
         self.label_smoothing = cfg.label_smoothing
         self.sentence_avg = cfg.sentence_avg
+        self.num_updates: int | None = None
+        _on_train_step(task, self.set_num_updates)
         self.beam = BeamConfig(
             size=cfg.soft_beam_size,
             epsilon=cfg.soft_beam_epsilon,
-            num_candidates=cfg.soft_beam_candidates,
-            cost_scale=str(cfg.soft_beam_cost_scale),
             relaxation=str(cfg.soft_beam_relaxation),
-            score_grad_bound=cfg.soft_beam_score_grad_clip,
-            eos_weight=cfg.soft_beam_eos_weight,
-            label_smoothing=cfg.label_smoothing,
+            cost_scale=str(cfg.soft_beam_cost_scale),
+            backward_epsilon=cfg.soft_beam_backward_epsilon,
+            num_candidates=cfg.soft_beam_candidates,
             eos=target.eos(),
             never=(target.pad(), target.bos()),
+            label_smoothing=cfg.label_smoothing,
+            score_grad_bound=cfg.soft_beam_score_grad_clip,
+            detach=str(cfg.soft_beam_detach),
+            horizon=cfg.soft_beam_horizon,
+            recompute=cfg.soft_beam_recompute,
+            objective=str(cfg.soft_beam_objective),
+            max_len=cfg.soft_beam_max_len,
+            eos_weight=cfg.soft_beam_eos_weight,
+            hypotheses=cfg.soft_beam_hypotheses,
+            temperature=cfg.soft_beam_temperature,
         )
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Sets the number of updates that are done; before the first call schedules stand at their end."""
+        self.num_updates = num_updates
+
+    def settings(self) -> tuple[float, float]:
+        """Rho and epsilon of this batch; rho is 1 for a batch without a beam.
+
+        Every process and every batch of an update draws the same, and a resumed run what it would have drawn.
+        """
+        done = self.num_updates
+        since_start = None if done is None else done - self.start_update
+        if since_start is not None and since_start < 0:
+            return 1.0, self.epsilon.start
+        if self.training and random.Random(f"{self.seed} {done}").random() >= self.prob:
+            return 1.0, self.epsilon.at(since_start)
+        return self.rho.at(since_start), self.epsilon.at(since_start)
 
     def forward(
         self, model: nn.Module, sample: dict[str, Any], reduce: bool = True
@@ -176,6 +268,7 @@ class SoftBeamCriterion(FairseqCriterion):
         """
         if not reduce:
             raise ValueError("soft_beam returns one loss per batch: reduce must be True, got False")
+        rho, epsilon = self.settings()
         target = sample["target"]
         sample_size = target.size(0) if self.sentence_avg else sample["ntokens"]
         logging_output: dict[str, Any] = {
@@ -185,17 +278,20 @@ class SoftBeamCriterion(FairseqCriterion):
         }
         loss: Any = 0.0
         with _encoder_output(model) as encoder_outs:
-            if self.rho > 0:
+            if rho > 0:
                 teacher_forcing, likelihood = self.teacher_forcing(model, sample)
                 logging_output["teacher_forcing_loss"] = likelihood.detach()
-                loss = loss + self.rho * teacher_forcing
+                loss = loss + rho * teacher_forcing
             else:
                 _refuse_ddp(model)
                 model.encoder(**_encoder_input(sample))
-        if self.rho < 1:
-            soft_beam, stats = self.soft_beam(model, encoder_outs[0], sample)
-            logging_output.update(_loggable(soft_beam, stats))
-            loss = loss + (1 - self.rho) * soft_beam
+        if rho < 1:
+            soft_beam, stats = self.soft_beam(model, encoder_outs[0], sample, epsilon)
+            logging_output.update(self._loggable(soft_beam, stats))
+            loss = loss + (1 - rho) * soft_beam
+        for name, schedule, value in (("rho", self.rho, rho), ("epsilon", self.epsilon, epsilon)):
+            if schedule.kind != "constant":
+                logging_output[name] = value * target.size(0)
         logging_output["loss"] = loss.detach()
         return loss, sample_size, logging_output
 
@@ -211,18 +307,29 @@ class SoftBeamCriterion(FairseqCriterion):
         likelihood = F.nll_loss(lprobs, target, ignore_index=self.padding_idx, reduction="sum")
         return likelihood, likelihood
 
-    def soft_beam(self, model: nn.Module, encoder_out: Any, sample: dict[str, Any]) -> tuple[Tensor, BeamStats]:
-        """The negative log-likelihood of the gold tokens on the best path of the soft beam search."""
+    def soft_beam(
+        self, model: nn.Module, encoder_out: Any, sample: dict[str, Any], epsilon: float
+    ) -> tuple[Tensor, BeamStats]:
+        """The loss of a soft beam search: see :mod:`fairseq_softtopk.beam.loss`."""
         target = sample["target"]
-        path_lprobs, stats = gold_lprobs_on_best_path(
+        losses, stats = soft_beam_loss(
             step_decoder_for(model),
             encoder_out,
             first=sample["net_input"]["prev_output_tokens"][:, :1],
             gold=target,
             lengths=target.ne(self.padding_idx).sum(1),
-            config=self.beam,
+            config=replace(self.beam, epsilon=epsilon),
         )
-        return -path_lprobs.sum(), stats
+        return losses.sum(), stats
+
+    def _loggable(self, soft_beam: Tensor, stats: BeamStats) -> dict[str, Tensor]:
+        """The sums to log; the backward pass fills in those of the gradient, before fairseq reads them."""
+        loss = {"gold": "soft_beam_loss", "risk": "soft_beam_risk"}[self.beam.objective]
+        return {
+            loss: soft_beam.detach(),
+            **{f"beam_{name}": value for name, value in stats._asdict().items() if name != "score_grad"},
+            **{f"score_grad_{name}": value for name, value in stats.score_grad._asdict().items()},
+        }
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
@@ -235,23 +342,30 @@ class SoftBeamCriterion(FairseqCriterion):
             if count > 0 and any(key in log for log in logging_outputs):
                 metrics.log_scalar(name, total(key) / count * scale, count, round=digits)
 
-        ntokens, selections = total("ntokens"), total("beam_selections")
+        ntokens, nsentences = total("ntokens"), total("nsentences")
         bits = 1 / math.log(2)
         log_mean("loss", "loss", total("sample_size"), bits)
         log_mean("teacher_forcing_loss", "teacher_forcing_loss", ntokens, bits)
         log_mean("soft_beam_loss", "soft_beam_loss", ntokens, bits)
+        log_mean("soft_beam_risk", "soft_beam_risk", ntokens)
         # Perplexity is teacher forcing's where there is one, so that runs with any rho compare.
-        likelihood = (
-            "teacher_forcing_loss"
-            if any("teacher_forcing_loss" in log for log in logging_outputs)
-            else "soft_beam_loss"
-        )
-        metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters[likelihood].avg))
+        for likelihood in ("teacher_forcing_loss", "soft_beam_loss"):
+            if any(likelihood in log for log in logging_outputs):
+                metrics.log_derived("ppl", partial(_perplexity, likelihood))
+                break
+        selections = total("beam_selections")
         log_mean("sharpness", "beam_sharpness", selections)
         log_mean("agreement", "beam_agreement", selections)
-        gradients = total("score_grad_count")
-        log_mean("score_grad_norm", "score_grad_norm", gradients)
-        log_mean("score_grad_clipped", "score_grad_clipped", gradients)
+        log_mean("gold_rank", "beam_gold_rank", total("beam_gold_tokens"), digits=1)
+        log_mean("gold_on_beam", "beam_gold_on_beam", total("beam_sentences"))
+        if any("soft_beam_risk" in log for log in logging_outputs):
+            log_mean("beam_bleu", "beam_bleu", total("beam_sentences"), 100.0, digits=2)
+        log_mean("score_grad_norm", "score_grad_norm", total("score_grad_total"))
+        log_mean("score_grad_clipped", "score_grad_clipped", total("score_grad_total"))
+        log_mean("rho", "rho", nsentences)
+        log_mean("epsilon", "epsilon", nsentences, digits=5)
+        if selections > 0:
+            _warn_of_averages(total("beam_sharpness") / selections)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
@@ -269,17 +383,40 @@ class SoftBeamSearchCriterion(SoftBeamCriterion):
     """``soft_beam`` under its other name."""
 
 
-def _loggable(soft_beam: Tensor, stats: BeamStats) -> dict[str, Tensor]:
-    """The sums to log; those of the gradient are filled in by the backward pass, before fairseq reads them."""
-    return {
-        "soft_beam_loss": soft_beam.detach(),
-        "beam_sharpness": stats.sharpness,
-        "beam_agreement": stats.agreement,
-        "beam_selections": stats.selections,
-        "score_grad_norm": stats.score_grad.norm,
-        "score_grad_clipped": stats.score_grad.clipped,
-        "score_grad_count": stats.score_grad.total,
-    }
+def _perplexity(likelihood: str, meters: Any) -> Any:
+    return utils.get_perplexity(meters[likelihood].avg)
+
+
+@cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
+
+
+def _warn_of_averages(sharpness: float) -> None:
+    if sharpness < LOW_SHARPNESS:
+        _warn_once(
+            f"the beams of soft_beam are averages (sharpness, the largest part of a beam, is below "
+            f"{LOW_SHARPNESS}): lower --soft-beam-epsilon, or leave --soft-beam-cost-scale at none"
+        )
+
+
+def _on_train_step(task: Any, listener: Callable[[int], None]) -> None:
+    """Tells the listener, before every batch that ``task`` trains on, how many updates are done.
+
+    fairseq tells models and tasks, but not criterions.
+    """
+    train_step = getattr(task, "train_step", None)
+    if train_step is None:
+        return
+
+    @wraps(train_step)
+    def listening(
+        sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        listener(update_num)
+        return train_step(sample, model, criterion, optimizer, update_num, *args, **kwargs)
+
+    task.train_step = listening
 
 
 @contextmanager

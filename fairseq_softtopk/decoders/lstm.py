@@ -110,6 +110,15 @@ class LSTMStepDecoder:
             state.encoder_out,
         )
 
+    def detach(self, state: LSTMState) -> LSTMState:
+        """Detaches the recurrent state; the encoder output keeps its gradient."""
+        return LSTMState(
+            [hidden.detach() for hidden in state.hiddens],
+            [cell.detach() for cell in state.cells],
+            state.input_feed.detach(),
+            state.encoder_out,
+        )
+
     def _lprobs(self, features: Tensor) -> Tensor:
         decoder = self.decoder
         if hasattr(decoder, "additional_fc"):

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 import torch
-from naive_soft_beam import soft_beam_loss
+from naive_soft_beam import soft_beam_loss as naive_loss
 
-from fairseq_softtopk.beam import BeamConfig, gold_lprobs_on_best_path
+from fairseq_softtopk.beam import BeamConfig, soft_beam_loss
 
 LENGTHS = [(5, 4), (3, 6), (2, 1), (4, 2)]
 
@@ -16,11 +16,6 @@ def config(task):
         size=3,
         epsilon=0.7,
         num_candidates=10_000,
-        cost_scale="none",
-        relaxation="soft_topk",
-        score_grad_bound=0.0,
-        eos_weight=1.0,
-        label_smoothing=0.0,
         eos=dictionary.eos(),
         never=(dictionary.pad(), dictionary.bos()),
     )
@@ -30,7 +25,7 @@ def search(model, sample, config):
     from fairseq_softtopk.decoders import step_decoder_for
 
     net_input = sample["net_input"]
-    return gold_lprobs_on_best_path(
+    return soft_beam_loss(
         step_decoder_for(model),
         model.encoder(net_input["src_tokens"], net_input["src_lengths"]),
         net_input["prev_output_tokens"][:, :1],
@@ -67,11 +62,11 @@ def test_equals_the_nested_loops_on_padded_batches(
     config = dataclasses.replace(config, size=size, eos_weight=eos_weight, label_smoothing=smoothing)
     options = {"pad": 1, "bos": 0, "eos": 2, "eos_weight": eos_weight, "smoothing": smoothing}
     expected = sum(
-        soft_beam_loss(model, source, gold, size, config.epsilon, **options)
+        naive_loss(model, source, gold, size, config.epsilon, **options)
         for source, gold in sentences(sample)
     )
     expected_grads = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
-    loss = -search(model, sample, config)[0].sum()
+    loss = search(model, sample, config)[0].sum()
     grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
     torch.testing.assert_close(loss, expected, atol=1e-8, rtol=0)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
@@ -97,7 +92,7 @@ def test_a_sentence_does_not_depend_on_its_batch(make_model, make_sample, config
         torch.testing.assert_close(search(model, alone, config)[0][0], together[row], atol=1e-5, rtol=0)
 
 
-def hard_beam_gold_lprob(model, source, gold, k):
+def hard_beam_loss(model, source, gold, k):
     """A textbook beam search over token sequences, with the stock decoder run anew on every prefix."""
     encoder_out = model.encoder(source[None], torch.tensor([len(source)]))
     hypotheses = [((2,), 0.0, 0.0)]
@@ -110,7 +105,7 @@ def hard_beam_gold_lprob(model, source, gold, k):
                 if word not in (0, 1) and (word != 2 or step + 1 == len(gold)):
                     extended.append(((*prefix, word), score + lprob, gold_lprob + lprobs[token]))
         hypotheses = sorted(extended, key=lambda hypothesis: -hypothesis[1])[:k]
-    return hypotheses[0][2]
+    return -hypotheses[0][2]
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -120,7 +115,7 @@ def test_tends_to_a_hard_beam_search_as_epsilon_vanishes(make_model, make_sample
     config = dataclasses.replace(config, size=size, epsilon=1e-7, num_candidates=num_candidates)
     with torch.no_grad():
         got, stats = search(model, sample, config)
-        expected = [hard_beam_gold_lprob(model, *pair, size) for pair in sentences(sample)]
+        expected = [hard_beam_loss(model, *pair, size) for pair in sentences(sample)]
     # fairseq's attention masks its scores in float32, whatever they are.
     torch.testing.assert_close(got, torch.tensor(expected, dtype=got.dtype), atol=1e-5, rtol=0)
     assert stats.sharpness / stats.selections == 1 and stats.agreement / stats.selections == 1
@@ -141,8 +136,8 @@ def test_bound_limits_the_gradient_in_its_own_unit(make_model, make_sample, conf
     model, sample = make_model("topk_attention"), make_sample(LENGTHS)
 
     def gradient(bound, weight):
-        path, stats = search(model, sample, dataclasses.replace(config, score_grad_bound=bound, epsilon=0.1))
-        grads = torch.autograd.grad(-weight * path.sum(), list(model.decoder.parameters()))
+        loss, stats = search(model, sample, dataclasses.replace(config, score_grad_bound=bound, epsilon=0.1))
+        grads = torch.autograd.grad(weight * loss.sum(), list(model.decoder.parameters()))
         return torch.cat([grad.flatten() for grad in grads]) / weight, stats.score_grad
 
     literal, before = gradient(0.0, 1.0)

@@ -15,7 +15,8 @@ LENGTHS = [(5, 4), (3, 6), (2, 1), (4, 2)]
 @pytest.fixture
 def make_criterion(task):
     def build(**options):
-        return SoftBeamCriterion(task, SoftBeamConfig(sentence_avg=False, **{"soft_beam_size": 3, **options}))
+        settings = {"sentence_avg": False, "seed": 1, "soft_beam_size": 3, **options}
+        return SoftBeamCriterion(task, SoftBeamConfig(**settings))
 
     return build
 
@@ -113,6 +114,8 @@ def test_log_shows_losses_sharpness_agreement_and_the_gradient_before_the_bound(
         "ppl",
         "sharpness",
         "agreement",
+        "gold_rank",
+        "gold_on_beam",
         "score_grad_norm",
         "score_grad_clipped",
     }
