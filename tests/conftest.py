@@ -46,10 +46,8 @@ def make_model(task):
                 "decoder_ffn_embed_dim",
             )
         }
-        transformer = {
-            name: 2
-            for name in ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads")
-        }
+        sides = ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads")
+        transformer = dict.fromkeys(sides, 2)
         topk = {"attention_top_k": 2, "attention_epsilon": 0.1, "attention_relaxation": "soft_topk"}
         own = {"lstm": {}, "topk_attention": topk}.get(arch, transformer)
         settings = {"dropout": 0.0, "criterion": None, **sizes, **own, **options}
@@ -63,7 +61,7 @@ def make_model(task):
 
 @pytest.fixture
 def exact_softmax(monkeypatch):
-    """Lets the attention of fairseq's Transformer compute in float64, to compare digits: its softmax is float32."""
+    """Lets fairseq's Transformer attend in float64, to compare digits: its own softmax is float32."""
     monkeypatch.setattr("fairseq.utils.softmax", lambda x, dim, onnx_trace=False: torch.softmax(x, dim))
 
 

@@ -29,9 +29,7 @@ def _adaptive_lprobs(adaptive: AdaptiveSoftmax, features: Tensor) -> Tensor:
     shortlist, *priors = _log_softmax(adaptive.head(features)).split(
         [adaptive.cutoff[0]] + [1] * len(adaptive.tail), dim=-1
     )
-    tails = [
-        prior + _log_softmax(tail(features)) for prior, tail in zip(priors, adaptive.tail, strict=True)
-    ]
+    tails = [prior + _log_softmax(tail(features)) for prior, tail in zip(priors, adaptive.tail, strict=True)]
     return torch.cat([shortlist, *tails], dim=-1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from fairseq.models.transformer import TransformerDecoderBase
@@ -85,7 +85,9 @@ class TransformerStepDecoder:
         nothing = source.new_zeros(0, source.size(1), decoder.embed_dim)
         seen = source if decoder.cross_self_attention else nothing
         caches = [_project(layer.self_attn, seen) for layer in layers]
-        cross = [None if layer.encoder_attn is None else _project(layer.encoder_attn, source) for layer in layers]
+        cross = [
+            None if layer.encoder_attn is None else _project(layer.encoder_attn, source) for layer in layers
+        ]
         return TransformerState(
             layers,
             [Cache(cache.keys.unsqueeze(1), cache.values.unsqueeze(1)) for cache in caches],
@@ -178,7 +180,7 @@ def _mix_written(cache: Tensor, weights: Tensor, srclen: int) -> Tensor:
 
 
 def _check_decoder(decoder: TransformerDecoderBase) -> None:
-    """Raises a ``ValueError`` for whatever computes something other than :meth:`TransformerStepDecoder.step`."""
+    """Raises a ``ValueError`` for what would not compute what :meth:`TransformerStepDecoder.step` does."""
     _check_same(
         decoder,
         TransformerDecoderBase,
@@ -209,10 +211,11 @@ def _check_decoder(decoder: TransformerDecoderBase) -> None:
 
 
 def _check_same(module: nn.Module, base: type[nn.Module], *methods: str) -> None:
+    """Raises a ``ValueError`` unless the module has these methods of the base."""
     for method in methods:
         if getattr(type(module), method, None) is not getattr(base, method):
             raise ValueError(
-                f"soft_beam steps a {base.__name__} as fairseq wrote it, but {type(module).__name__}.{method} is "
-                "another: implement fairseq_softtopk.beam.StepDecoder for the decoder and call "
+                f"soft_beam steps a {base.__name__} as fairseq wrote it, but {type(module).__name__} has its "
+                f"own {method}: implement fairseq_softtopk.beam.StepDecoder for the decoder and call "
                 "fairseq_softtopk.decoders.register_step_decoder"
             )
