@@ -78,10 +78,10 @@ class TransformerStepDecoder:
         self.decoder = decoder
 
     def start(self, encoder_out: EncoderOut) -> TransformerState:
-        """Nothing is written yet; LayerDrop draws its layers, and the cross-attentions project the source."""
+        """Nothing is written yet; the cross-attentions project the source, once for all beams and steps."""
         decoder, source = self.decoder, encoder_out["encoder_out"][0]
         padding_mask = next(iter(encoder_out["encoder_padding_mask"]), None)
-        layers = list(decoder.layers)
+        layers = list(decoder.layers)  # LayerDrop draws anew at every iteration: one draw per search
         nothing = source.new_zeros(0, source.size(1), decoder.embed_dim)
         seen = source if decoder.cross_self_attention else nothing
         caches = [_project(layer.self_attn, seen) for layer in layers]
@@ -150,7 +150,10 @@ class TransformerStepDecoder:
         if self.decoder.cross_self_attention and source.padding_mask is not None:
             written.append(source.padding_mask.repeat_interleave(beams, dim=0))
         buffers: dict[str, dict[str, Tensor | None]] = {}
-        x, _, _ = getattr(layer, "precheckpoint_forward", layer)(
+        forward = getattr(
+            layer, "precheckpoint_forward", layer
+        )  # a checkpointed one hides its cache from autograd
+        x, _, _ = forward(
             x,
             encoder_out=source.encoder_out,
             encoder_padding_mask=source.padding_mask,
