@@ -150,9 +150,8 @@ class TransformerStepDecoder:
         if self.decoder.cross_self_attention and source.padding_mask is not None:
             written.append(source.padding_mask.repeat_interleave(beams, dim=0))
         buffers: dict[str, dict[str, Tensor | None]] = {}
-        forward = getattr(
-            layer, "precheckpoint_forward", layer
-        )  # a checkpointed one hides its cache from autograd
+        # A checkpointed layer would hide its cache from autograd.
+        forward = getattr(layer, "precheckpoint_forward", layer)
         x, _, _ = forward(
             x,
             encoder_out=source.encoder_out,
