@@ -28,7 +28,7 @@ def task():
 
 @pytest.fixture
 def make_model(task):
-    """Builds a tiny LSTM in float64, without dropout: ``make_model("topk_attention", **options)``."""
+    """Builds a tiny model in float64, without dropout: ``make_model("topk_attention", **options)``."""
     from fairseq.models import ARCH_MODEL_REGISTRY
 
     import fairseq_softtopk.plugin  # noqa: F401  (registers the architecture)
@@ -42,16 +42,27 @@ def make_model(task):
                 "decoder_embed_dim",
                 "decoder_hidden_size",
                 "decoder_out_embed_dim",
+                "encoder_ffn_embed_dim",
+                "decoder_ffn_embed_dim",
             )
         }
+        sides = ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads")
+        transformer = dict.fromkeys(sides, 2)
         topk = {"attention_top_k": 2, "attention_epsilon": 0.1, "attention_relaxation": "soft_topk"}
-        settings = {"dropout": 0.0, "criterion": None, **sizes, **(topk if arch != "lstm" else {}), **options}
+        own = {"lstm": {}, "topk_attention": topk}.get(arch, transformer)
+        settings = {"dropout": 0.0, "criterion": None, **sizes, **own, **options}
         model = ARCH_MODEL_REGISTRY[arch].build_model(Namespace(**settings), task).double()
         for parameter in model.parameters():  # fairseq's initial weights hardly tell tokens apart
             torch.nn.init.uniform_(parameter, -1, 1)
         return model
 
     return build
+
+
+@pytest.fixture
+def exact_softmax(monkeypatch):
+    """Lets fairseq's Transformer attend in float64, to compare digits: its own softmax is float32."""
+    monkeypatch.setattr("fairseq.utils.softmax", lambda x, dim, onnx_trace=False: torch.softmax(x, dim))
 
 
 @pytest.fixture

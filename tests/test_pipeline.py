@@ -16,6 +16,13 @@ LSTM = [
     "--arch", "lstm", "--encoder-embed-dim", "32", "--decoder-embed-dim", "32", "--decoder-out-embed-dim", "32",
 ]  # fmt: skip
 
+SMALL = [
+    "--encoder-embed-dim", "32", "--decoder-embed-dim", "32", "--encoder-layers", "1", "--decoder-layers", "1",
+]  # fmt: skip
+TRANSFORMER = [
+    "--arch", "transformer", *SMALL, "--encoder-ffn-embed-dim", "64", "--decoder-ffn-embed-dim", "64",
+]  # fmt: skip
+
 
 @pytest.fixture(scope="session")
 def train(tiny_corpus):
@@ -66,7 +73,8 @@ def test_resumes_where_it_was(train, trained):
     assert "Loaded checkpoint" in log
 
 
-def test_stock_lstm_trains_under_the_alias(train):
+@pytest.mark.parametrize("name, model", [("lstm", LSTM), ("transformer", TRANSFORMER)])
+def test_stock_models_train_under_the_alias(train, name, model):
     options = [
         "--criterion",
         "soft_beam_search",
@@ -75,12 +83,12 @@ def test_stock_lstm_trains_under_the_alias(train):
         "--max-update",
         "2",
         "--save-dir",
-        "lstm",
+        name,
     ]
-    done = train(*LSTM, *options)
+    done = train(*model, *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert updates(done.stderr + done.stdout)[-1]["soft_beam_loss"] > 0
-    resumed = train(*LSTM, *options[:-3], "3", *options[-2:])  # its checkpoint holds an argparse.Namespace
+    resumed = train(*model, *options[:-3], "3", *options[-2:])  # its checkpoint holds an argparse.Namespace
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert [row["num_updates"] for row in updates(resumed.stderr + resumed.stdout)] == [3]
 
@@ -150,19 +158,10 @@ def test_bad_options_end_in_one_line_that_names_the_value(train, options, messag
 
 
 def test_a_model_that_cannot_be_stepped_is_refused(train, tiny_corpus):
-    small = [
-        "--encoder-layers",
-        "1",
-        "--decoder-layers",
-        "1",
-        "--encoder-embed-dim",
-        "32",
-        "--decoder-embed-dim",
-        "32",
-    ]
-    done = train("--arch", "transformer", *small, "--criterion", "soft_beam", "--save-dir", "transformer")
+    kernels = ["--encoder-kernel-size-list", "[3]", "--decoder-kernel-size-list", "[3]"]
+    done = train("--arch", "lightconv", *SMALL, *kernels, "--criterion", "soft_beam", "--save-dir", "lightconv")
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    assert "cannot step the decoder TransformerDecoder" in last
+    assert "cannot step the decoder LightConvDecoder" in last
     assert "implement fairseq_softtopk.beam.StepDecoder" in last
-    assert not (tiny_corpus / "transformer" / "checkpoint_last.pt").exists()
+    assert not (tiny_corpus / "lightconv" / "checkpoint_last.pt").exists()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from fairseq.models.lstm import AttentionLayer, LSTMDecoder
 from torch import Tensor
 
 from ..models.attention import BeamAttentionLayer
+from .mixing import mix_beams, mix_embeddings
+from .output import output_lprobs
 
 EncoderOut = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -71,13 +72,8 @@ class LSTMStepDecoder:
         return self.decoder.embed_tokens(tokens)
 
     def mix_embeddings(self, tokens: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sums of embeddings; ``embedding_bag`` never holds the embeddings of all candidates."""
-        bsz, n, k = weights.shape
-        table = self.decoder.embed_tokens.weight
-        bags = tokens.unsqueeze(1).expand(bsz, k, n).reshape(bsz * k, n)
-        per_sample = weights.transpose(1, 2).reshape(bsz * k, n).to(table.dtype)
-        mixed = F.embedding_bag(bags, table, mode="sum", per_sample_weights=per_sample)
-        return mixed.view(bsz, k, -1)
+        """Mixed embeddings (bsz, k, E)."""
+        return mix_embeddings(self.decoder.embed_tokens, tokens, weights)
 
     def step(self, embeddings: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
         """The body of ``LSTMDecoder.extract_features``, then the output layer."""
@@ -97,16 +93,15 @@ class LSTMStepDecoder:
         else:
             out = new_hidden
         feed = decoder.dropout_out_module(out)
-        lprobs = self._lprobs(feed).view(bsz, beams, -1)
-        return lprobs, LSTMState(hiddens, cells, feed.view(bsz, beams, -1), state.encoder_out)
+        feed = feed.view(bsz, beams, -1)
+        return self._lprobs(feed), LSTMState(hiddens, cells, feed, state.encoder_out)
 
     def mix(self, state: LSTMState, weights: Tensor) -> LSTMState:
         """Mixes hidden states, cells and the input feed; the encoder output is the sentence's own."""
-        weights = weights.to(state.input_feed.dtype)
         return LSTMState(
-            [_mix(hidden, weights) for hidden in state.hiddens],
-            [_mix(cell, weights) for cell in state.cells],
-            _mix(state.input_feed, weights),
+            [mix_beams(hidden, weights) for hidden in state.hiddens],
+            [mix_beams(cell, weights) for cell in state.cells],
+            mix_beams(state.input_feed, weights),
             state.encoder_out,
         )
 
@@ -123,12 +118,4 @@ class LSTMStepDecoder:
         decoder = self.decoder
         if hasattr(decoder, "additional_fc"):
             features = decoder.dropout_out_module(decoder.additional_fc(features))
-        logits = decoder.output_layer(features)
-        if decoder.adaptive_softmax is not None:
-            return decoder.get_normalized_probs((logits, None), log_probs=True).float()
-        # fairseq's own would take float64 down to float32.
-        return F.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-def _mix(hidden: Tensor, weights: Tensor) -> Tensor:
-    return weights.transpose(1, 2) @ hidden  # (bsz, k, beams) @ (bsz, beams, H)
+        return output_lprobs(decoder, features)

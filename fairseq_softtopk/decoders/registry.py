@@ -6,13 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from fairseq.models.lstm import LSTMDecoder
+from fairseq.models.transformer import TransformerDecoderBase
 from torch import nn
 
 from ..beam import StepDecoder
 from .lstm import LSTMStepDecoder
+from .transformer import TransformerStepDecoder
 
 _STEP_DECODERS: dict[type[nn.Module], Callable[[Any], StepDecoder]] = {
     LSTMDecoder: LSTMStepDecoder,
+    TransformerDecoderBase: TransformerStepDecoder,
 }
 
 

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from naive_decoders import NaiveLSTM, NaiveTransformer
 from naive_soft_beam import soft_beam_loss as naive_loss
 
 from fairseq_softtopk.beam import BeamConfig, soft_beam_loss
@@ -42,27 +43,29 @@ def sentences(sample):
 
 
 MODELS = [
-    ("lstm", {}),
-    ("lstm", {"encoder_layers": 2, "decoder_layers": 2}),
-    ("lstm", {"encoder_bidirectional": True, "decoder_out_embed_dim": 5}),
-    ("lstm", {"share_all_embeddings": True, "decoder_attention": "0"}),
-    ("topk_attention", {"encoder_bidirectional": True}),
+    (NaiveLSTM, "lstm", {}),
+    (NaiveLSTM, "lstm", {"encoder_layers": 2, "decoder_layers": 2}),
+    (NaiveLSTM, "lstm", {"encoder_bidirectional": True, "decoder_out_embed_dim": 5}),
+    (NaiveLSTM, "lstm", {"share_all_embeddings": True, "decoder_attention": "0"}),
+    (NaiveLSTM, "topk_attention", {"encoder_bidirectional": True}),
+    (NaiveTransformer, "transformer", {}),
+    (NaiveTransformer, "transformer", {"share_all_embeddings": True}),
 ]
 
 
-@pytest.mark.parametrize("arch, options", MODELS)
+@pytest.mark.parametrize("naive_decoder, arch, options", MODELS)
 @pytest.mark.parametrize(
     "size, eos_weight, smoothing", [(1, 1.0, 0.0), (2, 1.0, 0.1), (3, 0.25, 0.0), (5, 0.0, 0.2)]
 )
 def test_equals_the_nested_loops_on_padded_batches(
-    make_model, make_sample, config, arch, options, size, eos_weight, smoothing
+    make_model, make_sample, exact_softmax, config, naive_decoder, arch, options, size, eos_weight, smoothing
 ):
     """Loss and the gradient of every parameter, for a batch with padding on either side."""
     model, sample = make_model(arch, **options), make_sample(LENGTHS)
     config = dataclasses.replace(config, size=size, eos_weight=eos_weight, label_smoothing=smoothing)
     options = {"pad": 1, "bos": 0, "eos": 2, "eos_weight": eos_weight, "smoothing": smoothing}
     expected = sum(
-        naive_loss(model, source, gold, size, config.epsilon, **options)
+        naive_loss(naive_decoder(model, source), gold, size, config.epsilon, **options)
         for source, gold in sentences(sample)
     )
     expected_grads = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
@@ -76,8 +79,9 @@ def test_equals_the_nested_loops_on_padded_batches(
             torch.testing.assert_close(grad, expected_grad, atol=1e-8, rtol=1e-8)
 
 
-def test_a_sentence_does_not_depend_on_its_batch(make_model, make_sample, config):
-    model = make_model("topk_attention", encoder_bidirectional=True)
+@pytest.mark.parametrize("arch", ["topk_attention", "transformer"])
+def test_a_sentence_does_not_depend_on_its_batch(make_model, make_sample, config, arch):
+    model = make_model(arch, encoder_bidirectional=True)
     sample = make_sample(LENGTHS)
     together, _ = search(model, sample, config)
     for row, (source, gold) in enumerate(sentences(sample)):
@@ -110,13 +114,16 @@ def hard_beam_loss(model, source, gold, k):
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("num_candidates", [4, 10_000])
-def test_tends_to_a_hard_beam_search_as_epsilon_vanishes(make_model, make_sample, config, size, num_candidates):
-    model, sample = make_model("lstm", encoder_bidirectional=True).eval(), make_sample(LENGTHS, seed=3)
+@pytest.mark.parametrize("arch", ["lstm", "transformer"])
+def test_tends_to_a_hard_beam_search_as_epsilon_vanishes(
+    make_model, make_sample, config, size, num_candidates, arch
+):
+    model, sample = make_model(arch, encoder_bidirectional=True).eval(), make_sample(LENGTHS, seed=3)
     config = dataclasses.replace(config, size=size, epsilon=1e-7, num_candidates=num_candidates)
     with torch.no_grad():
         got, stats = search(model, sample, config)
         expected = [hard_beam_loss(model, *pair, size) for pair in sentences(sample)]
-    # fairseq's attention masks its scores in float32, whatever they are.
+    # fairseq's attentions compute in float32 in places, whatever their scores are.
     torch.testing.assert_close(got, torch.tensor(expected, dtype=got.dtype), atol=1e-5, rtol=0)
     assert stats.sharpness / stats.selections == 1 and stats.agreement / stats.selections == 1
     assert stats.selections == sum(target - 1 for _, target in LENGTHS)

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from fairseq_softtopk.criterions.soft_beam import SoftBeamConfig, SoftBeamCriterion
+
+LENGTHS = [(5, 4), (3, 6), (2, 1), (4, 2)]
+
+
+@pytest.fixture
+def make_criterion(task):
+    def build(**options):
+        settings = {"sentence_avg": False, "seed": 1, "soft_beam_size": 3, **options}
+        return SoftBeamCriterion(task, SoftBeamConfig(**settings))
+
+    return build
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.8])
+@pytest.mark.parametrize("options", [{}, {"cross_self_attention": True}])
+def test_trains_a_transformer(make_model, make_sample, make_criterion, rho, options):
+    model = make_model("transformer", decoder_normalize_before=True, **options).float()
+    sample = make_sample(LENGTHS)
+    criterion = make_criterion(teacher_forcing_ratio=rho)
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=0.03), []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss, size, _ = criterion(model, sample)
+        loss.backward()
+        losses.append(float(loss.detach()) / size)
+        optimizer.step()
+    assert sum(losses[-5:]) / 5 < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gradients_are_finite_in_low_precision(make_model, make_sample, make_criterion, dtype):
+    model, sample = make_model("transformer"), make_sample(LENGTHS)
+    expected = make_criterion()(model, sample)[0]
+    loss = make_criterion()(model.to(dtype), sample)[0]
+    loss.backward()
+    torch.testing.assert_close(loss.float(), expected.float(), rtol=0.05, atol=0)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_gradients_are_finite_under_autocast(make_model, make_sample, make_criterion):
+    model, sample = make_model("transformer").float(), make_sample(LENGTHS)
+    expected = make_criterion()(model, sample)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = make_criterion()(model, sample)[0]
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=0.05, atol=0)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
