@@ -20,7 +20,6 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from omegaconf import II
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..beam import RELAXATIONS, BeamConfig, BeamStats, gold_lprobs_on_best_path
 from ..decoders import step_decoder_for
@@ -304,9 +303,18 @@ def _encoder_input(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_ddp(model: nn.Module) -> None:
-    """PyTorch's own DDP synchronises only what runs through ``model(...)``, which a pure soft beam does not."""
-    if isinstance(getattr(model, "module", None), DistributedDataParallel):
+    """Only a wrapper that is told to reduce the gradients is of use where ``model(...)`` is never called.
+
+    That is ``legacy_ddp``.  The others (PyTorch's DDP, SlowMo, sharding) act on what runs through their own forward.
+    """
+    if hasattr(model, "module") and not hasattr(model, "all_reduce_grads"):
         raise ValueError(
-            "--teacher-forcing-ratio 0 would leave gradients unsynchronised under --ddp-backend "
-            "pytorch_ddp: use --ddp-backend legacy_ddp"
+            "--teacher-forcing-ratio 0 with several processes wants --ddp-backend legacy_ddp: under "
+            f"{_innermost_wrapper(model)} gradients would stay unsynchronised"
         )
+
+
+def _innermost_wrapper(model: nn.Module) -> str:
+    while hasattr(model.module, "module"):
+        model = model.module
+    return type(model).__name__
