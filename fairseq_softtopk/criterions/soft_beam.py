@@ -305,7 +305,8 @@ def _encoder_input(sample: dict[str, Any]) -> dict[str, Any]:
 def _refuse_ddp(model: nn.Module) -> None:
     """Only a wrapper that is told to reduce the gradients is of use where ``model(...)`` is never called.
 
-    That is ``legacy_ddp``.  The others (PyTorch's DDP, SlowMo, sharding) act on what runs through their own forward.
+    That is ``legacy_ddp``.  The others (PyTorch's DDP, SlowMo, sharding) act on what runs through their
+    own forward.
     """
     if hasattr(model, "module") and not hasattr(model, "all_reduce_grads"):
         raise ValueError(
