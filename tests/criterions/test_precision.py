@@ -6,7 +6,7 @@ import fairseq_runs
 import pytest
 import torch
 
-from fairseq_softtopk.beam import selection
+from fairseq_softtopk.beam import search, selection
 from fairseq_softtopk.criterions.soft_beam import SoftBeamConfig, SoftBeamCriterion
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # fairseq's and hydra's
@@ -35,16 +35,24 @@ def float32(corpus):
 
 @pytest.fixture
 def selections():
-    """The precisions of the scores and of the weights of every selection."""
+    """The precisions of the log-probabilities, the scores and the weights of every selection."""
     seen = set()
 
-    def watched(scores, *args, **kwargs):
+    def watched_candidates(cumulative, lprobs, *args):
+        candidates = best_candidates(cumulative, lprobs, *args)
+        seen.update({cumulative.dtype, lprobs.dtype, candidates.scores.dtype})
+        return candidates
+
+    def watched_topk(scores, *args, **kwargs):
         weights = sorted_soft_topk(scores, *args, **kwargs)
-        seen.add((scores.dtype, weights.dtype))
+        seen.update({scores.dtype, weights.dtype})
         return weights
 
-    sorted_soft_topk = selection.sorted_soft_topk
-    with mock.patch.object(selection, "sorted_soft_topk", watched):
+    best_candidates, sorted_soft_topk = search.best_candidates, selection.sorted_soft_topk
+    with (
+        mock.patch.object(search, "best_candidates", watched_candidates),
+        mock.patch.object(selection, "sorted_soft_topk", watched_topk),
+    ):
         yield seen
 
 
@@ -61,7 +69,7 @@ def test_trains_in_half_precision_and_selects_in_float32(corpus, float32, select
     assert len(logged) == UPDATES and None not in logged  # no update was skipped for an overflow
     assert weights.dtype == dtype and weights.isfinite().all()
     assert (weights - start).abs().max() > 0.01
-    assert selections == {(torch.float32, torch.float32)}
+    assert selections == {torch.float32}
     for half, full in zip(logged, float32, strict=True):
         for key in "loss", "teacher_forcing_loss", "soft_beam_loss":
             assert half[key] == pytest.approx(full[key], rel=tolerance)
@@ -79,7 +87,7 @@ def test_autocast_selects_in_float32(make_model, make_sample, task, selections):
     with torch.autocast("cpu", torch.bfloat16):
         loss = criterion(model, sample)[0]
     loss.backward()
-    assert loss.dtype == torch.float32 and selections == {(torch.float32, torch.float32)}
+    assert loss.dtype == torch.float32 and selections == {torch.float32}
     assert torch.bfloat16 in products  # autocast was on
     torch.testing.assert_close(loss, expected, rtol=0.02, atol=0)
     assert all(
