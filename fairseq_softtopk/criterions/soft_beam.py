@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -21,9 +22,9 @@ from fairseq.logging import metrics
 from omegaconf import II
 from torch import Tensor, nn
 
-from ..beam import RELAXATIONS, BeamConfig, BeamStats, gold_lprobs_on_best_path
+from ..beam import RELAXATIONS, BeamConfig, BeamStats, StepDecoder, gold_lprobs_on_best_path
 from ..decoders import step_decoder_for
-from ..ops.problem import COST_SCALES
+from ..ops.problem import COST_SCALES, watched
 
 
 @dataclass
@@ -172,6 +173,11 @@ class SoftBeamCriterion(FairseqCriterion):
 
         Returns:
             The loss (nats), the sample size that it is to be divided by, and what to log.
+
+        Raises:
+            FloatingPointError: if a loss is not finite, or the beam meets a NaN (on an accelerator, where
+                reading a number would make the host wait, an assertion on the device).  fairseq would stop at
+                gradients that are not finite, but not in validation, nor under ``--amp`` on a CPU.
         """
         if not reduce:
             raise ValueError("soft_beam returns one loss per batch: reduce must be True, got False")
@@ -186,6 +192,7 @@ class SoftBeamCriterion(FairseqCriterion):
         with _encoder_output(model) as encoder_outs:
             if self.rho > 0:
                 teacher_forcing, likelihood = self.teacher_forcing(model, sample)
+                _require_finite("teacher-forcing loss", teacher_forcing)
                 logging_output["teacher_forcing_loss"] = likelihood.detach()
                 loss = loss + self.rho * teacher_forcing
             else:
@@ -193,6 +200,7 @@ class SoftBeamCriterion(FairseqCriterion):
                 model.encoder(**_encoder_input(sample))
         if self.rho < 1:
             soft_beam, stats = self.soft_beam(model, encoder_outs[0], sample)
+            _require_finite("soft beam's loss", soft_beam)
             logging_output.update(_loggable(soft_beam, stats))
             loss = loss + (1 - self.rho) * soft_beam
         logging_output["loss"] = loss.detach()
@@ -214,7 +222,7 @@ class SoftBeamCriterion(FairseqCriterion):
         """The negative log-likelihood of the gold tokens on the best path of the soft beam search."""
         target = sample["target"]
         path_lprobs, stats = gold_lprobs_on_best_path(
-            step_decoder_for(model),
+            _CheckedSteps(step_decoder_for(model)),
             encoder_out,
             first=sample["net_input"]["prev_output_tokens"][:, :1],
             gold=target,
@@ -266,6 +274,40 @@ class SoftBeamSearchConfig(SoftBeamConfig):
 @register_criterion("soft_beam_search", dataclass=SoftBeamSearchConfig)
 class SoftBeamSearchCriterion(SoftBeamCriterion):
     """``soft_beam`` under its other name."""
+
+
+class _CheckedSteps:
+    """A step decoder that stops at the first step whose log-probabilities are not numbers."""
+
+    def __init__(self, decoder: StepDecoder) -> None:
+        self._decoder = decoder
+        self._steps = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
+
+    def step(self, embeddings: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """A step of the decoder."""
+        lprobs, state = self._decoder.step(embeddings, state)
+        self._steps += 1
+        # A logit that is NaN or +inf makes NaN of its whole log-softmax: one entry per beam tells.
+        fine = ~lprobs.detach()[..., 0].isnan()
+        _require(fine, f"the model's log-probabilities at step {self._steps} of the beam search contain NaN")
+        return lprobs, state
+
+
+def _require_finite(name: str, loss: Tensor) -> None:
+    fine = loss.detach().isfinite()
+    _require(fine, f"the {name} of a batch is {loss.item() if watched(loss) else 'not finite'}")
+
+
+def _require(fine: Tensor, complaint: str) -> None:
+    """Stops where a tensor says that something is not fine, without waiting for an accelerator."""
+    complaint = f"soft_beam: {complaint}; the model has diverged, or its checkpoint or input is broken"
+    if not watched(fine):
+        torch._assert_async(fine.all(), complaint)
+    elif not bool(fine.all()):
+        raise FloatingPointError(complaint)
 
 
 def _loggable(soft_beam: Tensor, stats: BeamStats) -> dict[str, Tensor]:
