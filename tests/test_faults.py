@@ -198,19 +198,17 @@ def test_a_weight_that_is_not_finite_ends_training_with_its_name(trainer, value,
         fairseq_runs.train(broken, 3)
 
 
-@pytest.mark.parametrize("precision", [[], ["--amp"]], ids=str)
-def test_gradients_that_are_not_finite_end_training(trainer, precision):
-    """In float32 fairseq says so; under --amp, on a CPU, it takes the step and the next loss is NaN."""
-    broken = trainer(*precision)
+def test_gradients_that_are_not_finite_end_training(trainer):
+    """fairseq's own check, of the gradient's norm."""
+    broken = trainer()
     broken.get_model().decoder.embed_tokens.weight.register_hook(lambda grad: grad * math.nan)
-    message = "teacher-forcing loss of a batch is nan" if precision else "gradients are Nan/Inf"
-    with pytest.raises(FloatingPointError, match=message):
-        fairseq_runs.train(broken, 3)
+    with pytest.raises(FloatingPointError, match="gradients are Nan/Inf"):
+        fairseq_runs.train(broken, 1)
 
 
-def test_a_step_out_of_range_is_caught_in_validation_before_the_checkpoint_is_written(run, tmp_path):
+def test_a_last_step_that_diverges_is_caught_in_validation_before_the_checkpoint_is_written(run, tmp_path):
     with pytest.raises(FloatingPointError, match="soft_beam: the teacher-forcing loss of a batch is nan"):
-        run(*LSTM, "--optimizer", "sgd", "--lr", "1e39", "--max-update", "1")
+        run(*LSTM, "--optimizer", "sgd", "--lr", "1e38", "--max-update", "1")
     assert not list(tmp_path.rglob("*.pt"))
 
 

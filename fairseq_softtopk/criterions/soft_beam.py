@@ -176,8 +176,8 @@ class SoftBeamCriterion(FairseqCriterion):
 
         Raises:
             FloatingPointError: if a loss is not finite, or the beam meets a NaN (on an accelerator, where
-                reading a number would make the host wait, an assertion on the device).  fairseq would stop at
-                gradients that are not finite, but not in validation, nor under ``--amp`` on a CPU.
+                reading a number would make the host wait, an assertion on the device).  fairseq stops at gradients
+                that are not finite, but not in validation, after which it writes its checkpoints.
         """
         if not reduce:
             raise ValueError("soft_beam returns one loss per batch: reduce must be True, got False")
