@@ -176,8 +176,8 @@ class SoftBeamCriterion(FairseqCriterion):
 
         Raises:
             FloatingPointError: if a loss is not finite, or the beam meets a NaN (on an accelerator, where
-                reading a number would make the host wait, an assertion on the device).  fairseq stops at gradients
-                that are not finite, but not in validation, after which it writes its checkpoints.
+                reading a number would make the host wait, an assertion on the device).  fairseq itself stops
+                at gradients that are not finite, but not in validation, after which it writes checkpoints.
         """
         if not reduce:
             raise ValueError("soft_beam returns one loss per batch: reduce must be True, got False")
