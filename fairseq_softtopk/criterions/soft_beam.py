@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial, wraps
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -23,11 +24,10 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from omegaconf import II
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ..beam import DETACH, OBJECTIVES, RELAXATIONS, BeamConfig, BeamStats, soft_beam_loss
+from ..beam import DETACH, OBJECTIVES, RELAXATIONS, BeamConfig, BeamStats, StepDecoder, soft_beam_loss
 from ..decoders import step_decoder_for
-from ..ops.problem import COST_SCALES
+from ..ops.problem import COST_SCALES, watched
 from ..schedules import SCHEDULES, Schedule
 
 logger = logging.getLogger(__name__)
@@ -265,6 +265,11 @@ class SoftBeamCriterion(FairseqCriterion):
 
         Returns:
             The loss (nats), the sample size that it is to be divided by, and what to log.
+
+        Raises:
+            FloatingPointError: if a loss is not finite, or the beam meets a NaN (on an accelerator, where
+                reading a number would make the host wait, an assertion on the device).  fairseq itself stops
+                at gradients that are not finite, but not in validation, after which it writes checkpoints.
         """
         if not reduce:
             raise ValueError("soft_beam returns one loss per batch: reduce must be True, got False")
@@ -280,6 +285,7 @@ class SoftBeamCriterion(FairseqCriterion):
         with _encoder_output(model) as encoder_outs:
             if rho > 0:
                 teacher_forcing, likelihood = self.teacher_forcing(model, sample)
+                _require_finite("teacher-forcing loss", teacher_forcing)
                 logging_output["teacher_forcing_loss"] = likelihood.detach()
                 loss = loss + rho * teacher_forcing
             else:
@@ -287,6 +293,7 @@ class SoftBeamCriterion(FairseqCriterion):
                 model.encoder(**_encoder_input(sample))
         if rho < 1:
             soft_beam, stats = self.soft_beam(model, encoder_outs[0], sample, epsilon)
+            _require_finite("soft beam's loss", soft_beam)
             logging_output.update(self._loggable(soft_beam, stats))
             loss = loss + (1 - rho) * soft_beam
         for name, schedule, value in (("rho", self.rho, rho), ("epsilon", self.epsilon, epsilon)):
@@ -313,7 +320,7 @@ class SoftBeamCriterion(FairseqCriterion):
         """The loss of a soft beam search: see :mod:`fairseq_softtopk.beam.loss`."""
         target = sample["target"]
         losses, stats = soft_beam_loss(
-            step_decoder_for(model),
+            _CheckedSteps(step_decoder_for(model)),
             encoder_out,
             first=sample["net_input"]["prev_output_tokens"][:, :1],
             gold=target,
@@ -419,6 +426,40 @@ def _on_train_step(task: Any, listener: Callable[[int], None]) -> None:
     task.train_step = listening
 
 
+class _CheckedSteps:
+    """A step decoder that stops at the first step whose log-probabilities are not numbers."""
+
+    def __init__(self, decoder: StepDecoder) -> None:
+        self._decoder = decoder
+        self._steps = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
+
+    def step(self, embeddings: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """A step of the decoder."""
+        lprobs, state = self._decoder.step(embeddings, state)
+        self._steps += 1
+        # A logit that is NaN or +inf makes NaN of its whole log-softmax: one entry per beam tells.
+        fine = ~lprobs.detach()[..., 0].isnan()
+        _require(fine, f"the model's log-probabilities at step {self._steps} of the beam search contain NaN")
+        return lprobs, state
+
+
+def _require_finite(name: str, loss: Tensor) -> None:
+    fine = loss.detach().isfinite()
+    _require(fine, f"the {name} of a batch is {loss.item() if watched(loss) else 'not finite'}")
+
+
+def _require(fine: Tensor, complaint: str) -> None:
+    """Stops where a tensor says that something is not fine, without waiting for an accelerator."""
+    complaint = f"soft_beam: {complaint}; the model has diverged, or its checkpoint or input is broken"
+    if not watched(fine):
+        torch._assert_async(fine.all(), complaint)
+    elif not bool(fine.all()):
+        raise FloatingPointError(complaint)
+
+
 @contextmanager
 def _encoder_output(model: nn.Module) -> Iterator[list[Any]]:
     """Keeps what the model's encoder returns inside the block, so that the beam need not encode again."""
@@ -441,9 +482,19 @@ def _encoder_input(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_ddp(model: nn.Module) -> None:
-    """PyTorch's own DDP synchronises only what runs through ``model(...)``, which a pure soft beam does not."""
-    if isinstance(getattr(model, "module", None), DistributedDataParallel):
+    """Only a wrapper that is told to reduce the gradients is of use where ``model(...)`` is never called.
+
+    That is ``legacy_ddp``.  The others (PyTorch's DDP, SlowMo, sharding) act on what runs through their
+    own forward.
+    """
+    if hasattr(model, "module") and not hasattr(model, "all_reduce_grads"):
         raise ValueError(
-            "--teacher-forcing-ratio 0 would leave gradients unsynchronised under --ddp-backend "
-            "pytorch_ddp: use --ddp-backend legacy_ddp"
+            "--teacher-forcing-ratio 0 with several processes wants --ddp-backend legacy_ddp: under "
+            f"{_innermost_wrapper(model)} gradients would stay unsynchronised"
         )
+
+
+def _innermost_wrapper(model: nn.Module) -> str:
+    while hasattr(model.module, "module"):
+        model = model.module
+    return type(model).__name__

@@ -201,17 +201,6 @@ def test_a_dummy_batch_leaves_no_gradient(make_model, make_sample, make_criterio
     assert all(p.grad is None or p.grad.eq(0).all() for p in model.parameters())
 
 
-def test_rho_zero_refuses_ddp_that_would_not_synchronise(make_model, make_sample, make_criterion, monkeypatch):
-    class Wrapped(torch.nn.parallel.DistributedDataParallel):
-        def __init__(self):  # no process group
-            torch.nn.Module.__init__(self)
-
-    model = make_model()
-    model.module = Wrapped()
-    with pytest.raises(ValueError, match="unsynchronised under --ddp-backend pytorch_ddp"):
-        make_criterion(teacher_forcing_ratio=0.0)(model, make_sample(LENGTHS))
-
-
 def test_targets_padded_on_the_left_are_refused(task):
     task.cfg = type("Config", (), {"left_pad_target": True})
     with pytest.raises(ValueError, match="padded on the right, got --left-pad-target True"):

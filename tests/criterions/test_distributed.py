@@ -1,0 +1,152 @@
+"""Two processes on two halves of a batch do what one process does on the whole of it."""
+
+from functools import cache
+from typing import NamedTuple
+from unittest import mock
+
+import fairseq_runs
+import pytest
+import torch
+from fairseq.distributed import DistributedTimeoutWrapper, ModuleProxyWrapper
+from fairseq.models import distributed_fairseq_model
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from fairseq_softtopk.criterions.soft_beam import SoftBeamConfig, SoftBeamCriterion
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # fairseq's and hydra's
+
+UPDATES = 20
+SGD = ["--optimizer", "sgd", "--lr", "0.5", "--max-tokens", "40", "--dropout", "0"]
+
+
+class Run(NamedTuple):
+    """What a test trains, as options of fairseq-train."""
+
+    backend: str
+    rho: str
+    update_freq: int = 1
+    dtype: torch.dtype = torch.float64
+    options: tuple[str, ...] = ()
+
+
+RUNS = [
+    Run("legacy_ddp", "0.8"),
+    Run("legacy_ddp", "0", update_freq=2),
+    Run("no_c10d", "0.8", dtype=torch.float32, options=("--sentence-avg",)),
+    Run("pytorch_ddp", "0.8"),
+    Run("pytorch_ddp", "0.8", update_freq=2),
+]
+REFUSED = Run("pytorch_ddp", "0")
+# Sums in another order: a rounding error, which 20 updates of such a network do not blow up.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
+
+
+class CPUDistributedDataParallel(DistributedDataParallel):
+    """fairseq passes the number of a GPU to PyTorch's DDP, also on a CPU."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{**kwargs, "device_ids": None, "output_device": None})
+
+
+def train(corpus, run: Run, update_freq: int, *options: str):
+    common = [*SGD, *run.options, "--teacher-forcing-ratio", run.rho, "--update-freq", str(update_freq)]
+    common += ["--save-dir", str(corpus / "checkpoints")]
+    trainer = fairseq_runs.make_trainer(fairseq_runs.configure(corpus, *common, *options), run.dtype)
+    fairseq_runs.train(trainer, UPDATES)
+    return fairseq_runs.parameters(trainer)
+
+
+def work(rank: int, folder, runs: list[Run]) -> None:
+    """One of two processes: trains everything, leaves its weights or its error in ``folder``."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    results = {}
+    for run in runs:
+        world = ["--distributed-world-size", "2", "--distributed-rank", str(rank), "--ddp-backend", run.backend]
+        (folder / "checkpoints").mkdir(exist_ok=True)  # fairseq saves the model that an error stops
+        try:
+            results[run] = train(folder, run, run.update_freq, *world)
+        except ValueError as error:
+            results[run] = str(error)
+    torch.save(results, folder / f"rank{rank}.pt")
+    distributed.barrier()
+
+
+def work_on_cpu(rank: int, folder, runs: list[Run]) -> None:
+    with mock.patch.object(distributed_fairseq_model, "DistributedDataParallel", CPUDistributedDataParallel):
+        work(rank, folder, runs)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return fairseq_runs.write_corpus(tmp_path_factory.mktemp("distributed"))
+
+
+@pytest.fixture(scope="module")
+def ranks(corpus):
+    """What each of the two processes ends with."""
+    multiprocessing.spawn(work_on_cpu, (corpus, [*RUNS, REFUSED]), nprocs=2)
+    return [torch.load(corpus / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def alone(corpus):
+    """Trains in this process: ``alone(rho, update_freq, dtype, options)``."""
+
+    @cache
+    def run(rho, update_freq, dtype, options=()):
+        return train(corpus, Run("legacy_ddp", rho, update_freq, dtype, options), update_freq)
+
+    return run
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_two_processes_are_one_with_the_whole_batch(ranks, alone, run):
+    first, second = (results[run] for results in ranks)
+    assert torch.equal(first, second)
+    expected = alone(run.rho, 2 * run.update_freq, run.dtype, run.options)
+    assert (first - expected).abs().max() < TOLERANCE[run.dtype]
+
+
+def test_half_of_the_batch_would_be_seen(alone):
+    half, whole = (alone("0.8", update_freq, torch.float64) for update_freq in (1, 2))
+    assert (half - whole).abs().max() > 0.01
+
+
+def test_a_backend_that_would_not_synchronise_is_refused_on_every_rank(ranks):
+    for results in ranks:
+        assert "wants --ddp-backend legacy_ddp: under CPUDistributedDataParallel gradients" in results[REFUSED]
+
+
+class SynchronisesInItsForward(torch.nn.Module):
+    """What matters of PyTorch's DDP, SlowMo and sharding, without a process group."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+
+class ReducesWhenTold(SynchronisesInItsForward):
+    """What matters of fairseq's legacy DDP."""
+
+    def all_reduce_grads(self):
+        """Averages the gradients over the processes."""
+
+
+@pytest.mark.parametrize("patient", [False, True], ids=["plain", "with --heartbeat-timeout"])
+@pytest.mark.parametrize("wrapper", [SynchronisesInItsForward, ReducesWhenTold])
+@pytest.mark.parametrize("rho", [0.0, 0.8])
+def test_is_refused_however_the_trainer_wraps_it(make_model, make_sample, task, wrapper, patient, rho):
+    criterion = SoftBeamCriterion(task, SoftBeamConfig(sentence_avg=False, teacher_forcing_ratio=rho))
+    model = ModuleProxyWrapper(wrapper(make_model()))
+    # With a timeout of its own it would start a thread that no one ends.
+    model = DistributedTimeoutWrapper(model, timeout=0) if patient else model
+    if rho == 0 and wrapper is SynchronisesInItsForward:
+        with pytest.raises(ValueError, match="legacy_ddp: under SynchronisesInItsForward grad"):
+            criterion(model, make_sample([(3, 2)]))
+    else:
+        assert criterion(model, make_sample([(3, 2)]))[0].isfinite()
