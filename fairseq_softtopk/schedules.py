@@ -53,6 +53,8 @@ class Schedule:
         if self.kind == "constant":
             return self.start
         done = 1.0 if num_updates is None else min(max(num_updates / self.updates, 0.0), 1.0)
+        if done == 1:
+            return self.end  # exactly
         if self.kind == "linear":
             return self.start + (self.end - self.start) * done
         return self.start * (self.end / self.start) ** done

@@ -8,7 +8,13 @@ from torch import Tensor
 ORDER = 4
 
 
-def sentence_bleu(hypotheses: Tensor, lengths: Tensor, references: Tensor, ref_lengths: Tensor) -> Tensor:
+def sentence_bleu(
+    hypotheses: Tensor,
+    lengths: Tensor,
+    references: Tensor,
+    ref_lengths: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """BLEU+1 in [0, 1] (Lin and Och 2004): n-gram counts of n > 1 are one higher, so that none is 0.
 
     An n-gram of a hypothesis is a match unless it has occurred there already as often as in the reference.
@@ -18,9 +24,10 @@ def sentence_bleu(hypotheses: Tensor, lengths: Tensor, references: Tensor, ref_l
         lengths: (bsz, M), how many tokens count.
         references: (bsz, R), tokens.
         ref_lengths: (bsz,), how many tokens count.
+        dtype: of the result.
 
     Returns:
-        (bsz, M), float32; 0 for an empty hypothesis or one without a token of the reference.
+        (bsz, M); 0 for an empty hypothesis or one without a token of the reference.
     """
     inside = torch.arange(hypotheses.size(2), device=lengths.device) < lengths.unsqueeze(-1)
     ref_inside = torch.arange(references.size(1), device=lengths.device) < ref_lengths.unsqueeze(-1)
@@ -28,7 +35,7 @@ def sentence_bleu(hypotheses: Tensor, lengths: Tensor, references: Tensor, ref_l
     own = (tokens == hypotheses.unsqueeze(-2)) & inside.unsqueeze(-1) & inside.unsqueeze(-2)  # (bsz, M, H, H)
     same = (tokens == ref_tokens) & inside.unsqueeze(-1) & ref_inside[:, None, None, :]  # (bsz, M, H, R)
     own_ngrams, same_ngrams = own, same
-    log_precision = torch.zeros(lengths.shape, device=lengths.device)
+    log_precision = torch.zeros(lengths.shape, dtype=dtype, device=lengths.device)
     for n in range(1, ORDER + 1):
         if n > 1:  # n-grams agree where (n - 1)-grams do, and the n-th tokens
             own_ngrams = own_ngrams[..., :-1, :-1] & own[..., n - 1 :, n - 1 :]
@@ -37,6 +44,6 @@ def sentence_bleu(hypotheses: Tensor, lengths: Tensor, references: Tensor, ref_l
         matches = (before < same_ngrams.sum(-1)).sum(-1)
         smoothing = 0 if n == 1 else 1
         total = (lengths - n + 1).clamp(min=0) + smoothing
-        log_precision += torch.log((matches + smoothing) / total.clamp(min=1)) / ORDER
-    brevity = (1 - ref_lengths.unsqueeze(1) / lengths.clamp(min=1)).clamp(max=0)
+        log_precision += torch.log((matches + smoothing).to(dtype) / total.clamp(min=1)) / ORDER
+    brevity = (1 - ref_lengths.to(dtype).unsqueeze(1) / lengths.clamp(min=1)).clamp(max=0)
     return torch.exp(log_precision + brevity).masked_fill(lengths == 0, 0.0)

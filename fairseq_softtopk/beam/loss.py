@@ -149,7 +149,7 @@ def expected_risk(
     with torch.no_grad():
         best = scores.topk(min(hypotheses, scores.size(1)), dim=1).indices  # (bsz, M)
         tokens = follow(trace, steps[best], beams[best]).tokens
-        bleu = sentence_bleu(tokens, steps[best], gold, lengths - 1)  # without eos
+        bleu = sentence_bleu(tokens, steps[best], gold, lengths - 1, scores.dtype)  # without eos
     probabilities = torch.softmax(scores.gather(1, best) / temperature, dim=1)
     return lengths * (probabilities * (1 - bleu)).sum(1), bleu[:, 0]
 

@@ -1,9 +1,9 @@
 import dataclasses
 
+import naive_soft_beam
 import pytest
 import torch
 from naive_decoders import NaiveLSTM, NaiveTransformer
-from naive_soft_beam import soft_beam_loss as naive_loss
 
 from fairseq_softtopk.beam import BeamConfig, soft_beam_loss
 
@@ -53,30 +53,132 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize("naive_decoder, arch, options", MODELS)
-@pytest.mark.parametrize(
-    "size, eos_weight, smoothing", [(1, 1.0, 0.0), (2, 1.0, 0.1), (3, 0.25, 0.0), (5, 0.0, 0.2)]
-)
-def test_equals_the_nested_loops_on_padded_batches(
-    make_model, make_sample, exact_softmax, config, naive_decoder, arch, options, size, eos_weight, smoothing
-):
-    """Loss and the gradient of every parameter, for a batch with padding on either side."""
-    model, sample = make_model(arch, **options), make_sample(LENGTHS)
-    config = dataclasses.replace(config, size=size, eos_weight=eos_weight, label_smoothing=smoothing)
-    options = {"pad": 1, "bos": 0, "eos": 2, "eos_weight": eos_weight, "smoothing": smoothing}
-    expected = sum(
-        naive_loss(naive_decoder(model, source), gold, size, config.epsilon, **options)
-        for source, gold in sentences(sample)
-    )
-    expected_grads = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
-    loss = search(model, sample, config)[0].sum()
-    grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+NEVER = {"never": (0, 1), "eos": 2}
+
+
+def assert_equal_with_gradients(model, loss, expected):
+    """Loss and the gradient of every parameter, to 1e-8."""
     torch.testing.assert_close(loss, expected, atol=1e-8, rtol=0)
+    grads, expected_grads = (
+        torch.autograd.grad(value, list(model.parameters()), allow_unused=True) for value in (loss, expected)
+    )
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         if expected_grad is None:
             assert grad is None or grad.abs().max() == 0
         else:
             torch.testing.assert_close(grad, expected_grad, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("naive_decoder, arch, options", MODELS)
+@pytest.mark.parametrize(
+    "size, eos_weight, smoothing", [(1, 1.0, 0.0), (2, 1.0, 0.1), (3, 0.25, 0.0), (5, 0.0, 0.2)]
+)
+def test_gold_equals_the_nested_loops_on_padded_batches(
+    make_model, make_sample, exact_softmax, config, naive_decoder, arch, options, size, eos_weight, smoothing
+):
+    """For a batch with padding on either side."""
+    model, sample = make_model(arch, **options), make_sample(LENGTHS)
+    config = dataclasses.replace(config, size=size, eos_weight=eos_weight, label_smoothing=smoothing)
+    expected = sum(
+        naive_soft_beam.gold_loss(
+            naive_decoder(model, source),
+            gold,
+            size,
+            config.epsilon,
+            eos_weight=eos_weight,
+            smoothing=smoothing,
+            steps=len(gold),
+            **NEVER,
+        )
+        for source, gold in sentences(sample)
+    )
+    assert_equal_with_gradients(model, search(model, sample, config)[0].sum(), expected)
+
+
+@pytest.mark.parametrize("naive_decoder, arch, options", [MODELS[1], MODELS[4], MODELS[5]])
+@pytest.mark.parametrize("size, hypotheses, temperature", [(1, 3, 0.5), (3, 10, 0.1), (4, 2, 1.0)])
+def test_risk_equals_the_nested_loops_on_padded_batches(
+    make_model, make_sample, exact_softmax, config, naive_decoder, arch, options, size, hypotheses, temperature
+):
+    model, sample = make_model(arch, **options), make_sample(LENGTHS)
+    config = dataclasses.replace(
+        config, size=size, objective="risk", hypotheses=hypotheses, temperature=temperature
+    )
+    expected = sum(
+        naive_soft_beam.risk(
+            naive_decoder(model, source),
+            gold,
+            size,
+            config.epsilon,
+            hypotheses=hypotheses,
+            temperature=temperature,
+            steps=len(gold) + len(gold) // 5 + 2,
+            **NEVER,
+        )
+        for source, gold in sentences(sample)
+    )
+    loss, stats = search(model, sample, config)
+    assert 0 <= stats.bleu <= len(LENGTHS)
+    assert_equal_with_gradients(model, loss.sum(), expected)
+
+
+@pytest.mark.parametrize("naive_decoder, arch, options", [MODELS[1], MODELS[4], MODELS[5]])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backward_epsilon": 2.0},
+        {"detach": "scores"},
+        {"detach": "embeddings"},
+        {"horizon": 1},
+        {"horizon": 3},
+        {"max_len": 3},
+    ],
+)
+def test_ways_to_tame_the_gradient_equal_the_nested_loops(
+    make_model, make_sample, exact_softmax, config, naive_decoder, arch, options, change
+):
+    model, sample = make_model(arch, **options), make_sample(LENGTHS)
+    config = dataclasses.replace(config, **change)
+    max_len = change.get("max_len", 100)
+    gradient = {key: value for key, value in change.items() if key != "max_len"}
+    expected = sum(
+        naive_soft_beam.gold_loss(
+            naive_decoder(model, source),
+            gold,
+            config.size,
+            config.epsilon,
+            eos_weight=1.0,
+            smoothing=0.0,
+            steps=min(len(gold), max_len),
+            **NEVER,
+            **gradient,
+        )
+        for source, gold in sentences(sample)
+    )
+    assert_equal_with_gradients(model, search(model, sample, config)[0].sum(), expected)
+
+
+@pytest.mark.parametrize("objective", ["gold", "risk"])
+@pytest.mark.parametrize("arch", ["topk_attention", "transformer"])
+def test_recomputed_steps_give_the_same_gradient_and_statistics(
+    make_model, make_sample, config, arch, objective
+):
+    """With dropout, which must be the same again, and with the bound, which must count a gradient once."""
+    model, sample = make_model(arch, dropout=0.3).train(), make_sample(LENGTHS)
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(7)
+        loss, stats = search(
+            model,
+            sample,
+            dataclasses.replace(config, objective=objective, score_grad_bound=0.5, recompute=recompute),
+        )
+        model.zero_grad()
+        loss.sum().backward()
+        grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+        results.append((loss, [*stats[:-1], *stats.score_grad], grads))
+    torch.testing.assert_close(results[1], results[0], atol=1e-12, rtol=1e-12)
+    assert results[0][1][-1] > 0
 
 
 @pytest.mark.parametrize("arch", ["topk_attention", "transformer"])
@@ -156,3 +258,34 @@ def test_bound_limits_the_gradient_in_its_own_unit(make_model, make_sample, conf
     torch.testing.assert_close(loose, literal, atol=1e-5, rtol=1e-5)
     assert stats.clipped == 0
     torch.testing.assert_close(stats.norm, before.norm, rtol=1e-4, atol=0)
+
+
+def test_statistics_of_the_gold_tokens(make_model, make_sample, config):
+    """Where the model is sure of the gold tokens they are the best continuations, and stay on the beam."""
+    model, sample = make_model().eval(), make_sample(LENGTHS)
+    _, stats = search(model, sample, config)
+    tokens = sum(target for _, target in LENGTHS)
+    assert stats.gold_tokens == tokens and stats.sentences == len(LENGTHS)
+    assert tokens < stats.gold_rank < 16 * tokens and stats.gold_on_beam < len(LENGTHS)
+
+    class Sure:
+        """Says the gold tokens one after the other, whatever it is fed."""
+
+        def __init__(self):
+            self.steps = 0
+
+        def step(self, embeddings, state):
+            lprobs = torch.full((len(LENGTHS), embeddings.size(1), 16), -5.0)
+            lprobs.scatter_(2, sample["target"][:, self.steps].view(-1, 1, 1).expand(-1, embeddings.size(1), 1), 0.0)
+            self.steps += 1
+            return lprobs, state
+
+        start = staticmethod(lambda encoder_out: None)
+        embed = staticmethod(lambda tokens: tokens.unsqueeze(-1).float())
+        mix = staticmethod(lambda state, weights: None)
+        mix_embeddings = staticmethod(lambda tokens, weights: weights.sum(1).unsqueeze(-1))
+
+    target = sample["target"]
+    config = dataclasses.replace(config, epsilon=1e-3)
+    _, stats = soft_beam_loss(Sure(), None, target[:, :1], target, target.ne(1).sum(1), config)
+    assert stats.gold_rank == tokens and stats.gold_on_beam == len(LENGTHS)

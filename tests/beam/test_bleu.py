@@ -1,0 +1,40 @@
+import random
+
+import naive_soft_beam
+import pytest
+import sacrebleu
+import torch
+
+from fairseq_softtopk.beam.bleu import sentence_bleu
+
+
+def test_equals_counting():
+    chance = random.Random(1)
+    for _ in range(200):
+        size, ref_size = chance.randint(0, 9), chance.randint(1, 9)
+        hypotheses = torch.randint(0, 4, (2, 3, size))
+        references = torch.randint(0, 4, (2, ref_size))
+        lengths, ref_lengths = torch.randint(0, size + 1, (2, 3)), torch.randint(0, ref_size + 1, (2,))
+        got = sentence_bleu(hypotheses, lengths, references, ref_lengths)
+        for row in range(2):
+            reference = references[row, : ref_lengths[row]].tolist()
+            for hypothesis, length, value in zip(hypotheses[row], lengths[row], got[row], strict=True):
+                expected = naive_soft_beam.bleu(hypothesis[:length].tolist(), reference)
+                assert value.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_equals_sacrebleu_with_its_add_k_smoothing():
+    """sacrebleu adds 1 to the counts of n > 1, as BLEU+1 does."""
+    words = "the a cat dog sat on mat big".split()
+    chance = random.Random(2)
+    metric = sacrebleu.metrics.BLEU(smooth_method="add-k", smooth_value=1, tokenize="none", effective_order=False)
+    for _ in range(50):
+        hypothesis, reference = ([chance.randrange(8) for _ in range(chance.randint(5, 12))] for _ in range(2))
+        got = sentence_bleu(
+            torch.tensor([[hypothesis]]),
+            torch.tensor([[len(hypothesis)]]),
+            torch.tensor([reference]),
+            torch.tensor([len(reference)]),
+        )
+        texts = [" ".join(words[i] for i in tokens) for tokens in (hypothesis, reference)]
+        assert got.item() == pytest.approx(metric.sentence_score(texts[0], [texts[1]]).score / 100, abs=1e-6)
