@@ -22,9 +22,7 @@ def plain_plan(scores, k, epsilon, steps=1500):
     return torch.softmax(log_kernel + zeta, dim=1)[:, :k]
 
 
-def search(
-    decoder, k, epsilon, steps, may_end, never, eos, backward_epsilon=None, detach="nothing", horizon=0
-):
+def search(decoder, k, epsilon, steps, may_end, never, eos, backward_epsilon=None, detach="nothing", horizon=0):
     """The paper's Algorithm 2 for one un-padded sentence.
 
     ``decoder`` has a ``table`` of embeddings, a ``start`` state (a list of tensors), and a ``step`` of one
@@ -69,9 +67,9 @@ def search(
 def gold_loss(decoder, gold, k, epsilon, never, eos, eos_weight, smoothing, steps, **gradient):
     """Minus the gold's log-probability on the best path."""
     *_, (outputs, candidates) = search(decoder, k, epsilon, steps, steps == len(gold), never, eos, **gradient)
-    lprobs, _, _, path = outputs[max(candidates, key=lambda candidate: candidate[0])[1]]
+    at_end, _, _, path = outputs[max(candidates, key=lambda candidate: candidate[0])[1]]
     loss = 0.0
-    for step, lprobs in enumerate([*(lprobs for lprobs, _ in path), lprobs]):
+    for step, lprobs in enumerate([*(lprobs for lprobs, _ in path), at_end]):
         smooth = torch.full_like(lprobs, smoothing / (len(lprobs) - 1))
         smooth[gold[step]] = 1 - smoothing
         loss -= (eos_weight if step + 1 == len(gold) else 1.0) * (smooth * lprobs).sum()
@@ -85,7 +83,8 @@ def bleu(hypothesis, reference):
     logs = []
     for n in range(1, 5):
         ours, theirs = (
-            Counter(tuple(text[i : i + n]) for i in range(len(text) - n + 1)) for text in (hypothesis, reference)
+            Counter(tuple(text[i : i + n]) for i in range(len(text) - n + 1))
+            for text in (hypothesis, reference)
         )
         matches, total = sum((ours & theirs).values()), max(len(hypothesis) - n + 1, 0)
         if n == 1 and matches == 0:

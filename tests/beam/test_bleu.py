@@ -25,9 +25,11 @@ def test_equals_counting():
 
 def test_equals_sacrebleu_with_its_add_k_smoothing():
     """sacrebleu adds 1 to the counts of n > 1, as BLEU+1 does."""
-    words = "the a cat dog sat on mat big".split()
+    words = ["the", "a", "cat", "dog", "sat", "on", "mat", "big"]
     chance = random.Random(2)
-    metric = sacrebleu.metrics.BLEU(smooth_method="add-k", smooth_value=1, tokenize="none", effective_order=False)
+    metric = sacrebleu.metrics.BLEU(
+        smooth_method="add-k", smooth_value=1, tokenize="none", effective_order=False
+    )
     for _ in range(50):
         hypothesis, reference = ([chance.randrange(8) for _ in range(chance.randint(5, 12))] for _ in range(2))
         got = sentence_bleu(

@@ -276,7 +276,9 @@ def test_statistics_of_the_gold_tokens(make_model, make_sample, config):
 
         def step(self, embeddings, state):
             lprobs = torch.full((len(LENGTHS), embeddings.size(1), 16), -5.0)
-            lprobs.scatter_(2, sample["target"][:, self.steps].view(-1, 1, 1).expand(-1, embeddings.size(1), 1), 0.0)
+            lprobs.scatter_(
+                2, sample["target"][:, self.steps].view(-1, 1, 1).expand(-1, embeddings.size(1), 1), 0.0
+            )
             self.steps += 1
             return lprobs, state
 

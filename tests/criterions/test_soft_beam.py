@@ -1,3 +1,5 @@
+import dataclasses
+import logging
 import math
 
 import pytest
@@ -7,6 +9,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.logging import metrics
 
 from fairseq_softtopk import plugin  # noqa: F401
+from fairseq_softtopk.criterions import soft_beam
 from fairseq_softtopk.criterions.soft_beam import SoftBeamConfig, SoftBeamCriterion
 
 LENGTHS = [(5, 4), (3, 6), (2, 1), (4, 2)]
@@ -166,6 +169,18 @@ def test_literal_cost_makes_the_beam_an_average(make_model, make_sample, make_cr
         ({"soft_beam_candidates": 2}, "--soft-beam-candidates must be at least --soft-beam-size 3, got 2"),
         ({"soft_beam_score_grad_clip": -1.0}, "--soft-beam-score-grad-clip must be at least 0, got -1.0"),
         ({"soft_beam_eos_weight": 1.5}, r"--soft-beam-eos-weight must lie in \[0, 1\], got 1.5"),
+        ({"soft_beam_prob": -0.5}, r"--soft-beam-prob must lie in \[0, 1\], got -0.5"),
+        ({"teacher_forcing_ratio_end": 2.0}, r"--teacher-forcing-ratio-end must lie in \[0, 1\], got 2.0"),
+        ({"soft_beam_epsilon_end": 0.0}, "--soft-beam-epsilon-end must be positive and finite, got 0.0"),
+        ({"soft_beam_epsilon_schedule": "linear"}, "--soft-beam-epsilon-updates must be at least 1 .*, got 0"),
+        ({"soft_beam_temperature": 0.0}, "--soft-beam-temperature must be positive and finite, got 0.0"),
+        ({"soft_beam_hypotheses": 1}, "--soft-beam-hypotheses must be at least 2, got 1"),
+        ({"soft_beam_backward_epsilon": -1.0}, "--soft-beam-backward-epsilon must be at least 0 .*, got -1.0"),
+        ({"soft_beam_horizon": -1}, "--soft-beam-horizon must be at least 0, got -1"),
+        ({"soft_beam_max_len": -1}, "--soft-beam-max-len must be at least 0, got -1"),
+        ({"soft_beam_start_update": -1}, "--soft-beam-start-update must be at least 0, got -1"),
+        ({"soft_beam_objective": "bleu"}, "--soft-beam-objective must be one of gold, risk, got bleu"),
+        ({"soft_beam_detach": "all"}, "--soft-beam-detach must be one of nothing, .* got all"),
         (
             {"soft_beam_cost_scale": "mean"},
             "--soft-beam-cost-scale must be one of none, max, batch_max, got mean",
@@ -224,3 +239,134 @@ def test_a_model_that_cannot_be_stepped_is_refused(make_model, make_sample, make
     model.decoder = OddDecoder()
     with pytest.raises(ValueError, match="cannot step the decoder OddDecoder of LSTMModel"):
         make_criterion()(model, make_sample(LENGTHS))
+
+
+def train_steps(task, criterion, model, sample, updates):
+    """What fairseq does: the task trains on a batch, and says after how many updates."""
+    logged = []
+    for update in updates:
+        logged.append(task.train_step(sample, model, criterion, None, update))
+    return logged
+
+
+@pytest.fixture
+def training_task(task):
+    """With a ``train_step`` like that of fairseq's tasks."""
+
+    def train_step(sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        criterion.train()
+        return criterion(model, sample)[2]
+
+    task.train_step = train_step
+    return task
+
+
+def test_schedules_count_from_the_start_update(training_task, make_model, make_sample, make_criterion):
+    criterion = make_criterion(
+        soft_beam_start_update=10,
+        teacher_forcing_ratio=1.0,
+        teacher_forcing_ratio_schedule="linear",
+        teacher_forcing_ratio_end=0.0,
+        teacher_forcing_ratio_updates=4,
+        soft_beam_epsilon=1.0,
+        soft_beam_epsilon_schedule="exponential",
+        soft_beam_epsilon_end=0.01,
+        soft_beam_epsilon_updates=2,
+    )
+    model, sample = make_model(), make_sample(LENGTHS)
+    logged = train_steps(training_task, criterion, model, sample, [0, 9, 10, 11, 12, 14, 99])
+    sentences = len(LENGTHS)
+    assert [log["rho"] / sentences for log in logged] == pytest.approx([1, 1, 1, 0.75, 0.5, 0, 0])
+    assert [log["epsilon"] / sentences for log in logged] == pytest.approx([1, 1, 1, 0.1, 0.01, 0.01, 0.01])
+    assert ["soft_beam_loss" in log for log in logged] == [False] * 3 + [True] * 4
+    assert ["teacher_forcing_loss" in log for log in logged] == [True] * 5 + [False] * 2
+
+
+def test_a_criterion_that_never_trained_validates_at_the_end_of_its_schedules(
+    make_model, make_sample, make_criterion
+):
+    criterion = make_criterion(
+        soft_beam_start_update=10,
+        soft_beam_prob=0.0,
+        soft_beam_epsilon_schedule="linear",
+        soft_beam_epsilon_end=0.5,
+        soft_beam_epsilon_updates=4,
+    ).eval()
+    _, _, logged = criterion(make_model(), make_sample(LENGTHS))
+    assert logged["epsilon"] == 0.5 * len(LENGTHS) and "soft_beam_loss" in logged
+
+
+def test_soft_beam_prob_is_the_share_of_updates_with_a_beam(make_criterion):
+    """Every batch of an update draws the same; another seed draws otherwise; validation always runs it."""
+    drawn = []
+    for seed in (1, 1, 2):
+        criterion = make_criterion(soft_beam_prob=0.3, seed=seed).train()
+        draws = []
+        for update in range(1000):
+            criterion.set_num_updates(update)
+            draws.append(criterion.settings()[0] < 1)
+        drawn.append(draws)
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert 240 < sum(drawn[0]) < 360
+    assert criterion.eval().settings()[0] == 0.8
+
+
+def test_risk_logs_its_own_quantities(make_model, make_sample, make_criterion):
+    model, criterion = make_model(), make_criterion(soft_beam_objective="risk", teacher_forcing_ratio=0.0)
+    loss, size, logged = criterion(model, make_sample(LENGTHS))
+    loss.backward()
+    with metrics.aggregate(new_root=True) as aggregator:
+        criterion.reduce_metrics([logged])
+    values = aggregator.get_smoothed_values()
+    assert values["soft_beam_risk"] == pytest.approx(float(loss.detach()) / size, abs=1e-3)
+    assert 0 <= values["soft_beam_risk"] <= 1 and 0 <= values["beam_bleu"] <= 100
+    assert "soft_beam_loss" not in values and "ppl" not in values
+
+
+def test_risk_falls_and_bleu_rises(make_model, make_sample, make_criterion):
+    """A model can learn sentences from nothing but the BLEU of what it writes."""
+    model, sample = make_model("topk_attention"), make_sample([(5, 6), (4, 6)])
+    criterion = make_criterion(
+        soft_beam_objective="risk", teacher_forcing_ratio=0.0, soft_beam_size=5, soft_beam_score_grad_clip=0.1
+    )
+    optimizer, bleu = torch.optim.Adam(model.parameters(), lr=0.03), []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss, _, logged = criterion(model, sample)
+        loss.backward()
+        optimizer.step()
+        bleu.append(float(logged["beam_bleu"]) / 2)
+    assert sum(bleu[-5:]) / 5 > bleu[0] + 0.2
+
+
+def test_low_sharpness_warns_once_and_says_what_to_change(caplog):
+    logs = [{"beam_sharpness": torch.tensor(1.0), "beam_selections": 100, "sample_size": 1, "ntokens": 1}]
+    soft_beam._warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING), metrics.aggregate(new_root=True):
+        for _ in range(3):
+            SoftBeamCriterion.reduce_metrics([{**logs[0], "beam_sharpness": 90}])
+        assert not caplog.records
+        for _ in range(3):
+            SoftBeamCriterion.reduce_metrics(logs)
+    assert len(caplog.records) == 1
+    assert "lower --soft-beam-epsilon" in caplog.text
+
+
+def test_options_reach_the_search(make_criterion):
+    options = {
+        "size": 4, "epsilon": 0.3, "relaxation": "straight_through", "cost_scale": "max", "objective": "risk",
+        "backward_epsilon": 0.7, "detach": "scores", "horizon": 5, "recompute": True, "max_len": 9,
+        "eos_weight": 0.5, "hypotheses": 6, "temperature": 0.2,
+    }  # fmt: skip
+    names = {"score_grad_clip": "score_grad_bound", "candidates": "num_candidates"}
+    given = {
+        f"soft_beam_{name}": value
+        for name, value in {**options, "score_grad_clip": 0.7, "candidates": 33}.items()
+    }
+    beam = make_criterion(label_smoothing=0.1, **given).beam
+    expected = {
+        **options,
+        **{names[name]: given[f"soft_beam_{name}"] for name in names},
+        "label_smoothing": 0.1,
+    }
+    assert dataclasses.asdict(beam) == {**expected, "eos": 2, "never": (1, 0)}
