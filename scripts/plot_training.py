@@ -1,21 +1,32 @@
 """Draws what fairseq-train logged: ``python scripts/plot_training.py LOG... --out PNG``.
 
 A log is what ``fairseq-train --log-format simple`` printed; the folder that it lies in names its curve.
-One panel a quantity: teacher-forcing and soft-beam loss, and what ``soft_beam`` says about its beam.
+One panel a quantity: the losses, and what ``soft_beam`` says about its beam.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from pathlib import Path
 
 PANELS = {
     "teacher_forcing_loss": "teacher-forcing loss (bits per token)",
     "soft_beam_loss": "soft-beam loss (bits per token)",
+    "soft_beam_risk": "risk: expected 1 - sentence BLEU",
+    "beam_bleu": "sentence BLEU of the best hypotheses",
     "sharpness": "sharpness of the selection",
+    "agreement": "agreement with the hard beam",
+    "gold_rank": "mean rank of the gold token",
+    "gold_on_beam": "gold prefix on the beam at its end",
     "score_grad_norm": "score gradient before the bound",
+    "score_grad_clipped": "share of bounded score gradients",
+    "rho": "teacher-forcing ratio",
+    "epsilon": "epsilon",
 }
+SHARES = ("sharpness", "agreement", "gold_on_beam", "score_grad_clipped", "rho")
+COLUMNS = 4
 UPDATE = re.compile(r"num_updates=(\d+)")
 VALUE = re.compile(r"\b(\w+)=([-+.\deE]+)")
 
@@ -42,14 +53,17 @@ def draw(logs: dict[str, Curves], out: Path) -> None:
     from matplotlib import pyplot as plt
 
     panels = {name: title for name, title in PANELS.items() if any(name in curves for curves in logs.values())}
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False)
-    for axis, (name, title) in zip(axes[0], panels.items(), strict=True):
+    columns, rows = min(COLUMNS, len(panels)), math.ceil(len(panels) / COLUMNS)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.4 * rows), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (name, title) in zip(axes.flat, panels.items(), strict=False):
         for label, curves in logs.items():
             if name in curves:
                 axis.plot(*zip(*curves[name], strict=True), marker=".", label=label)
         axis.set(title=title, xlabel="update")
-        if name == "sharpness":
-            axis.set_ylim(0, 1)
+        if name in SHARES:
+            axis.set_ylim(-0.03, 1.03)
         axis.grid(alpha=0.3)
         axis.legend()
     figure.tight_layout()
