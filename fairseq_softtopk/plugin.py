@@ -1,6 +1,7 @@
 """Registers the criterion and the architecture with fairseq, and lets its checkpoints be read."""
 
 import argparse
+import os
 
 import numpy as np
 import torch
@@ -29,4 +30,14 @@ def _allow_checkpoint_classes() -> None:
     )
 
 
+def _read_weights_only() -> None:
+    """Makes PyTorch before 2.6 read checkpoints as later ones do: without running what they ask it to run.
+
+    ``TORCH_FORCE_WEIGHTS_ONLY_LOAD=0`` in the environment leaves it as it was.
+    """
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+
+
 _allow_checkpoint_classes()
+_read_weights_only()
