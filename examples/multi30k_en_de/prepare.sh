@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From Multi30k's files to what fairseq trains on: bash prepare.sh
 #
-#   MULTI30K=folder     with train, val and test_2016_flickr, .en and .de, plain or .gz; else they are downloaded
+#   MULTI30K=folder     with train, val and test_2016_flickr, .en and .de, plain or .gz; else it downloads them
 #   BPE_MERGES=4000     joint; 0: words
 #   RUN=folder          where everything goes
 #
@@ -77,7 +77,8 @@ tokenize() {
 
 segment() {
   local out=$1 split lang
-  cat "$out"/train.tok.{en,de} | logged "$RUN/prepare.log" subword-nmt learn-bpe -s "$BPE_MERGES" -o "$out/codes"
+  cat "$out"/train.tok.{en,de} |
+    logged "$RUN/prepare.log" subword-nmt learn-bpe -s "$BPE_MERGES" -o "$out/codes"
   for split in train valid test; do
     for lang in en de; do
       subword-nmt apply-bpe -c "$out/codes" < "$out/$split.tok.$lang" > "$out/$split.bpe.$lang"

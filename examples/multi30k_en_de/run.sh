@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # From Multi30k's files to a table of BLEU scores in one command: bash run.sh [--small]
 #
-# Prepares the data, pre-trains a model, fine-tunes it once for every system in systems.txt and every seed, chooses
-# each one's length penalty on the validation set, scores the test set, and compares every system with `control`.
+# Prepares the data, pre-trains a model, fine-tunes it once for every system in systems.txt and every seed,
+# chooses each one's length penalty on the validation set, scores the test set, and compares every system with
+# `control`.
 # Run again after an interruption: what is finished is skipped.
 #
 #   --small             a few sentences and updates, to see that everything runs; its BLEU means nothing
@@ -46,7 +47,7 @@ list() { # a line for each model: its name, its options
 }
 
 for system in $SYSTEMS; do
-  grep -qxF "$system" <<< "$names" || fail "no system $system in systems.txt, which has $(echo "$names" | xargs)"
+  grep -qxF "$system" <<< "$names" || fail "no system $system in systems.txt, only $(echo "$names" | xargs)"
 done
 
 # ------------------------------------------------------------------------------------------------- steps

@@ -33,7 +33,7 @@ export PYTHONUTF8=1
 
 fail() { echo "$(basename "$0"): $*" >&2 && exit 1; }
 
-show_help() { sed -n '2,/^set -euo/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit; } # the comment on top of a script
+show_help() { sed -n '2,/^set -euo/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit; } # the comment on its top
 
 need() { # need COMMAND...
   local command

@@ -159,6 +159,12 @@ HEADER = (
 )  # fmt: skip
 
 
+NOTES = """\
+Mean (lowest to highest) over seeds. The length penalty, by seed, is the one with the best validation BLEU.
+Brevity penalty: of the test set; at length penalty 1, of the validation set. Above control: test BLEU less that
+of control with the same seed; p: of a paired bootstrap test between the two, by seed."""
+
+
 def cells(rows: list[Row]) -> list[str]:
     """The row of a system in the Markdown table."""
     precisions = zip(*(map(float, row.test_precisions.split("/")) for row in rows), strict=True)
@@ -197,9 +203,7 @@ def markdown(rows: list[Row], signatures: list[str]) -> str:
         [
             *("| " + " | ".join(line) + " |" for line in (HEADER, ["---"] * len(HEADER), *table)),
             "",
-            "Mean (lowest to highest) over seeds. The length penalty, by seed, is the one with the best validation",
-            "BLEU. Brevity penalty: of the test set; at length penalty 1, of the validation set. Above control: test",
-            "BLEU less that of control with the same seed; p: of a paired bootstrap test between the two, by seed.",
+            NOTES,
             "",
             *(f"`{signature}`" for signature in signatures),
             "",

@@ -5,8 +5,8 @@
 #   bash train.sh control/seed2 --seed 2 --teacher-forcing-ratio 1
 #   bash train.sh NAME OPTIONS                             fine-tunes, with --criterion soft_beam
 #
-# The options come last, so they override the settings below.  What comes out is RUN/models/NAME/model.pt; a model
-# that is there is not trained again, one that was interrupted goes on where it was.
+# The options come last, so they override the settings below.  What comes out is RUN/models/NAME/model.pt; a
+# model that is there is not trained again, one that was interrupted goes on where it was.
 #
 #   ATTENTION=softmax   or soft_topk: what the pre-trained model and all others attend with
 #   PRETRAIN_EPOCHS=10  of pre-training; the one with the best validation loss is taken
@@ -53,7 +53,7 @@ case $name in
       --disable-validation --save-interval-updates 500 --keep-interval-updates 1
     )
     start=(--finetune-from-model "${PRETRAINED:-$RUN/models/pretrained/model.pt}")
-    [ -f "${start[1]}" ] || fail "$name is to start from ${start[1]}, which is not there: bash train.sh pretrained"
+    [ -f "${start[1]}" ] || fail "$name starts from ${start[1]}, which is not there: bash train.sh pretrained"
     ;;
 esac
 
