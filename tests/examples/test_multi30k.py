@@ -390,6 +390,33 @@ def test_the_length_penalty_with_the_best_validation_score_is_chosen(tmp_path):
     assert b"has no valid-LENPEN.txt.bleu.json" in python("table.py", "choose", tmp_path).stderr
 
 
+GENERATE = """#!/usr/bin/env bash
+echo "$*" >> "$CALLS"
+case $* in *"--lenpen 1.5"*) cut=99 ;; *) cut=4 ;; esac
+while [ "$1" != --gen-subset ]; do shift; done
+cut -d ' ' -f 1-$cut "$RUN/text/$2.tok.de" | awk '{ print "D-" NR - 1 "\\t-1\\t" $0 }' | sort -r
+"""
+
+
+def test_the_test_set_is_translated_once_with_what_is_best_on_validation(tmp_path):
+    run, stub = tmp_path / "run", tmp_path / "stubs" / "fairseq-generate"
+    for folder in (run / "text", run / "models" / "control", stub.parent):
+        folder.mkdir(parents=True)
+    (run / "models" / "control" / "model.pt").write_text("")
+    for name in ("valid.de", "valid.tok.de", "test.de", "test.tok.de"):
+        (run / "text" / name).write_text("ein mann mit einem hut steht dort .\n" * 11)
+    stub.write_text(GENERATE)
+    stub.chmod(0o755)
+    path = f"{stub.parent}{os.pathsep}{os.environ['PATH']}"
+    done = bash("evaluate.sh", "control", RUN=run, PATH=path, CALLS=tmp_path / "calls", LENPENS="1 1.5 2")
+    assert done.returncode == 0, done.stderr
+    assert (run / "models" / "control" / "lenpen").read_text() == "1.5\n"
+    words = [line.split() for line in lines(tmp_path / "calls")]
+    calls = [(line[line.index("--gen-subset") + 1], line[line.index("--lenpen") + 1]) for line in words]
+    assert calls == [("valid", "1"), ("valid", "1.5"), ("valid", "2"), ("test", "1.5")]
+    assert bleu(run / "models" / "control" / "test.txt.bleu.json")["score"] == 100
+
+
 def test_the_table_has_mean_and_spread_and_leaves_out_what_is_not_finished(tmp_path):
     models = tmp_path / "models"
     for seed in (1, 2):
