@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Scores a model on the test set, once: bash evaluate.sh NAME
+#
+# The length penalty is the one that is best on the validation set.  Writes into RUN/models/NAME:
+# valid-LENPEN.txt for each of LENPENS, lenpen (the chosen one), test.txt, and the scores of them all.
+#
+#   LENPENS="0.5 1 1.5 2 2.5"
+#   RUN=folder          where everything goes
+set -euo pipefail
+
+# shellcheck source=settings.sh source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+[ "${1:-}" != --help ] || show_help
+[ $# -eq 1 ] || fail "wants the name of a model, see --help"
+take_run_folder
+name=$1 folder=$RUN/models/$1
+[ -f "$folder/model.pt" ] || fail "$folder/model.pt is not there: bash train.sh $name"
+
+translate() { # translate SPLIT OUT LENPEN
+  [ ! -e "$2.bleu.json" ] || { echo "-- ${2#"$RUN/models/"}: done before" && return; }
+  echo "-- ${2#"$RUN/models/"}, lenpen $3"
+  bash "$recipe/generate.sh" "$folder/model.pt" "$1" "$2" --lenpen "$3"
+  bash "$recipe/score.sh" "$2" "$1" > /dev/null
+}
+
+for lenpen in $LENPENS; do translate valid "$folder/valid-$lenpen.txt" "$lenpen"; done
+python "$recipe/table.py" choose "$folder" > "$folder/lenpen.part"
+mv "$folder/lenpen.part" "$folder/lenpen"
+translate test "$folder/test.txt" "$(cat "$folder/lenpen")"

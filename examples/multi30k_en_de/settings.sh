@@ -1,0 +1,60 @@
+# Settings, read by all scripts of the recipe.  Each can be set from outside: SEEDS="1 2" bash run.sh
+# shellcheck shell=bash disable=SC2034
+set -euo pipefail
+
+recipe=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$recipe/../.." && pwd)
+
+# Where
+export RUN=${RUN:-$root/runs/multi30k_en_de}        # everything goes here
+export MULTI30K=${MULTI30K:-}                       # folder with Multi30k's files; empty: download them
+export PLUGIN=${PLUGIN:-$root/fairseq_softtopk}     # --user-dir
+
+# Data
+export BPE_MERGES=${BPE_MERGES:-4000}               # joint; 0: words
+export TRAIN_PAIRS=${TRAIN_PAIRS:-29000}            # at most so many sentence pairs, from the top
+export HELD_OUT=${HELD_OUT:-1014}                   # the same of validation and test
+
+# Training
+export ATTENTION=${ATTENTION:-softmax}              # or soft_topk
+export PRETRAIN_EPOCHS=${PRETRAIN_EPOCHS:-10}
+export UPDATES=${UPDATES:-1500}                     # of fine-tuning, for every system
+export PRETRAINED=${PRETRAINED:-}                   # a checkpoint to fine-tune from; empty: pre-train one
+
+# Evaluation
+export LENPENS=${LENPENS:-0.5 1 1.5 2 2.5}          # length penalties to choose from, on validation
+
+# What to run, and how
+export SYSTEMS=${SYSTEMS:-}                         # names in systems.txt; empty: all
+export SEEDS=${SEEDS:-1 2 3}
+export JOBS=${JOBS:-2}                              # at a time
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}        # threads of each
+export PYTHONUTF8=1
+
+fail() { echo "$(basename "$0"): $*" >&2 && exit 1; }
+
+show_help() { sed -n '2,/^set -euo/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit; } # the comment on its top
+
+need() { # need COMMAND...
+  local command
+  for command in "$@"; do
+    type -P "$command" > /dev/null ||
+      fail "$command is not on the PATH: make and activate an environment first, see README.md"
+  done
+}
+
+take_run_folder() { # work under other settings must not be taken for its own
+  local settings="BPE_MERGES=$BPE_MERGES TRAIN_PAIRS=$TRAIN_PAIRS HELD_OUT=$HELD_OUT LENPENS=$LENPENS"
+  [[ $BPE_MERGES =~ ^[0-9]+$ ]] || fail "BPE_MERGES must be a whole number, 0 for words, got $BPE_MERGES"
+  mkdir -p "$RUN"
+  RUN=$(cd "$RUN" && pwd)
+  [ -e "$RUN/settings" ] || echo "$settings" > "$RUN/settings"
+  [ "$(cat "$RUN/settings")" = "$settings" ] ||
+    fail "$RUN was made with other settings ($(cat "$RUN/settings")): remove it or choose another RUN"
+}
+
+logged() { # logged FILE COMMAND...: what it prints goes into the file; if it fails, its last line is the error
+  local log=$1
+  shift
+  "$@" >> "$log" 2>&1 || fail "$1: $(tail -n 1 "$log") (see $log)"
+}
