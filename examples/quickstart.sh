@@ -187,7 +187,7 @@ step bpe learn_bpe
 step binarize binarize
 step pretrain pretrain
 step finetune-control finetune control --teacher-forcing-ratio 1
-step finetune-soft-beam finetune soft_beam --teacher-forcing-ratio 0.8
+step finetune-soft-beam finetune soft_beam
 for name in pretrained control soft_beam; do step "translate-$name" translate "$name"; done
 step draw draw
 echo

@@ -5,7 +5,8 @@ Four updates, forward + backward, take turns on one batch and model; the optimis
 a  teacher forcing: ``soft_beam`` with rho = 1, which is fairseq's ``cross_entropy``.
 b  the batch k times over: a teacher-forced decoder pass over k copies of every sentence, encoded once.  No
    method that looks at k hypotheses runs less of the decoder.
-c  ``soft_beam`` with rho = 0.8, which contains a: the ratio is c / (a + b).
+c  ``soft_beam``, which contains a: the ratio is c / (a + b).  Its beam takes as many steps as a with
+   ``--objective gold``, and a fifth more, and two, with the risk.
 d  c, with every step of the beam computed anew in the backward pass.
 
 The fastest turn of each counts, so that a slow phase of the machine hits all alike; the median of the ratios of
@@ -48,13 +49,12 @@ from benchmark_ops import describe, peak_bytes, stopwatch
 from torch import Tensor, nn
 
 import fairseq_softtopk.plugin  # noqa: F401  (registers the criterion and the architectures)
-from fairseq_softtopk.beam import search, selection
+from fairseq_softtopk.beam import OBJECTIVES, search, selection
 from fairseq_softtopk.criterions import soft_beam
 from fairseq_softtopk.criterions.soft_beam import SoftBeamConfig, SoftBeamCriterion
 from fairseq_softtopk.decoders import lstm, transformer
 
 VOCABULARIES, SIZES, ARCHS = [2000, 10000, 32000], [3, 5, 10], ["topk_attention_tiny"]
-RHO = 0.8
 TIME_TARGET, MEMORY_TARGET, RECOMPUTED_MEMORY_TARGET, OPERATOR_TARGET = 1.3, 1.5, 0.4, 0.1
 PARTS = (
     "teacher forcing",
@@ -151,7 +151,9 @@ def repeated_loss(model: nn.Module, sample: dict[str, Any], k: int, pad: int) ->
     return F.nll_loss(lprobs.view(-1, lprobs.size(-1)), gold, ignore_index=pad, reduction="sum")
 
 
-def make_updates(model: nn.Module, task: SimpleNamespace, sample: dict[str, Any], k: int) -> dict[str, Update]:
+def make_updates(
+    model: nn.Module, task: SimpleNamespace, sample: dict[str, Any], k: int, objective: str
+) -> dict[str, Update]:
     """The competitors: each leaves its gradients in the parameters and returns its loss."""
 
     def criterion(**options: Any) -> Update:
@@ -163,8 +165,8 @@ def make_updates(model: nn.Module, task: SimpleNamespace, sample: dict[str, Any]
     losses = {
         "a": criterion(teacher_forcing_ratio=1.0),
         "b": partial(repeated_loss, model, sample, k, task.target_dictionary.pad()),
-        "c": criterion(teacher_forcing_ratio=RHO),
-        "d": criterion(teacher_forcing_ratio=RHO, soft_beam_recompute=True),
+        "c": criterion(soft_beam_objective=objective),
+        "d": criterion(soft_beam_objective=objective, soft_beam_recompute=True),
     }
 
     def update(loss: Update) -> Tensor:
@@ -303,7 +305,7 @@ def measure(args: Namespace, arch: str, vocabulary: int, k: int) -> dict[str, An
     sample = make_sample(task, args.sentences, *args.lengths)
     model = make_model(arch, task, sample, args.spread).to(device).train()
     sample = to_device(sample, device)
-    updates = make_updates(model, task, sample, k)
+    updates = make_updates(model, task, sample, k, args.objective)
     rounds = take_rounds(model, updates, args.repeats, device)
     row: dict[str, Any] = {"arch": arch, "vocabulary": vocabulary, "k": k}
     for name in updates:
@@ -400,6 +402,7 @@ def parse_args() -> Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", default=ARCHS, help=f"default: {' '.join(ARCHS)}")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="gold", help="of c and d (default: gold)")
     parser.add_argument("--vocabularies", nargs="+", type=int, default=VOCABULARIES, metavar="V")
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, metavar="K", help="numbers of beams")
     parser.add_argument("--sentences", type=int, default=30, help="in the batch (default: 30)")

@@ -216,7 +216,8 @@ def test_a_nan_at_a_later_step_is_named(make_model, make_sample, task):
         steps.append(logits)
         return logits * math.nan if len(steps) == 3 else logits
 
-    criterion = SoftBeamCriterion(task, SoftBeamConfig(sentence_avg=False, teacher_forcing_ratio=0.0))
+    options = {"sentence_avg": False, "seed": 1, "soft_beam_objective": "gold", "teacher_forcing_ratio": 0.0}
+    criterion = SoftBeamCriterion(task, SoftBeamConfig(**options))
     model.decoder.fc_out.register_forward_hook(spoil)
     with pytest.raises(
         FloatingPointError, match="at step 3 of the beam search contain NaN; the model has diverged"
@@ -226,7 +227,8 @@ def test_a_nan_at_a_later_step_is_named(make_model, make_sample, task):
 
 def test_a_gold_token_without_probability_is_named(make_model, make_sample, task):
     model, sample = make_model(), make_sample([(3, 2)])
-    criterion = SoftBeamCriterion(task, SoftBeamConfig(sentence_avg=False, teacher_forcing_ratio=0.0))
+    options = {"sentence_avg": False, "seed": 1, "soft_beam_objective": "gold", "teacher_forcing_ratio": 0.0}
+    criterion = SoftBeamCriterion(task, SoftBeamConfig(**options))
     gold = sample["target"][0, 0]
 
     def forbid(_module, _args, logits):

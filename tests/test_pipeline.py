@@ -1,5 +1,6 @@
 """The stock fairseq commands, as subprocesses, on a tiny corpus, from a folder of their own."""
 
+import math
 import re
 import subprocess
 
@@ -54,14 +55,15 @@ def test_the_log_shows_both_losses_and_how_soft_the_beam_is(trained):
     rows = updates(log)
     assert [row["num_updates"] for row in rows] == [1, 2, 3]
     for row in rows:
-        mixed = 0.8 * row["teacher_forcing_loss"] + 0.2 * row["soft_beam_loss"]
+        mixed = 0.2 * row["teacher_forcing_loss"] + 0.8 * row["soft_beam_risk"] / math.log(2)
         assert row["loss"] == pytest.approx(mixed, abs=2e-3)
+        assert 0 < row["soft_beam_risk"] <= 1
         assert 0 < row["sharpness"] <= 1
         assert 0 <= row["agreement"] <= 1
         assert row["score_grad_norm"] > 0
         assert row["ppl"] == pytest.approx(2 ** row["teacher_forcing_loss"], rel=1e-2)
     valid = next(line for line in log.splitlines() if "valid on 'valid' subset" in line)
-    assert "soft_beam_loss" in valid
+    assert "soft_beam_risk" in valid
     assert "sharpness" in valid
 
 
@@ -87,7 +89,7 @@ def test_stock_models_train_under_the_alias(train, name, model):
     ]
     done = train(*model, *options)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert updates(done.stderr + done.stdout)[-1]["soft_beam_loss"] > 0
+    assert updates(done.stderr + done.stdout)[-1]["soft_beam_risk"] > 0
     resumed = train(*model, *options[:-3], "3", *options[-2:])  # its checkpoint holds an argparse.Namespace
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert [row["num_updates"] for row in updates(resumed.stderr + resumed.stdout)] == [3]
@@ -134,8 +136,8 @@ def test_validate_reports_the_soft_beam(trained, shell):
     out = shell(
         ["fairseq-validate", "data-bin", "--path", trained[1], "--task", "translation", *PLUGIN, *WHOLE]
     )
-    assert "soft_beam_loss" in out
-    assert "agreement" in out
+    for name in "soft_beam_risk", "sharpness", "agreement", "gold_rank", "gold_on_beam":
+        assert name in out
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@
 #   SEEDS="1 2 3"       of fine-tuning
 #   JOBS=2              systems trained at a time, with OMP_NUM_THREADS=1 thread each
 #   BPE_MERGES=4000     joint; 0: words
-#   UPDATES=1500 PRETRAIN_EPOCHS=10 ATTENTION=softmax PRETRAINED=file     see train.sh --help
+#   UPDATES=600 PRETRAIN_EPOCHS=10 ATTENTION=softmax PRETRAINED=file     see train.sh --help
 #   LENPENS="0.5 1 1.5 2 2.5"
 set -euo pipefail
 

@@ -18,7 +18,7 @@ export HELD_OUT=${HELD_OUT:-1014}                   # the same of validation and
 # Training
 export ATTENTION=${ATTENTION:-softmax}              # or soft_topk
 export PRETRAIN_EPOCHS=${PRETRAIN_EPOCHS:-10}
-export UPDATES=${UPDATES:-1500}                     # of fine-tuning, for every system
+export UPDATES=${UPDATES:-600}                       # of fine-tuning, for every system
 export PRETRAINED=${PRETRAINED:-}                   # a checkpoint to fine-tune from; empty: pre-train one
 
 # Evaluation

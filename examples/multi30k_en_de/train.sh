@@ -10,7 +10,7 @@
 #
 #   ATTENTION=softmax   or soft_topk: what the pre-trained model and all others attend with
 #   PRETRAIN_EPOCHS=10  of pre-training; the one with the best validation loss is taken
-#   UPDATES=1500        of fine-tuning; the last one is taken
+#   UPDATES=600        of fine-tuning; the last one is taken
 #   PRETRAINED=file     fine-tune from this checkpoint
 #   RUN=folder          where everything goes
 set -euo pipefail

@@ -18,8 +18,7 @@ class ScoreGradStats(NamedTuple):
     """Sums over sentences and steps, filled during the backward pass; all 0-dimensional.
 
     Attributes:
-        norm: sum of the norms before the bound, in multiples of the gradient that one gold token's
-            log-probability receives.
+        norm: sum of the norms before the bound, in multiples of the gradient of the sentence's loss.
         clipped: how often the bound was active.
         total: how many gradients there were.
     """
@@ -37,8 +36,9 @@ class ScoreGradStats(NamedTuple):
 class ScoreGradBound:
     """Clips the gradient of scores, per sentence, relative to the gradient of the loss.
 
-    The unit is the gradient that each gold token's log-probability on the path receives: the bound
-    means the same whatever weight, loss scale (mixed precision) or batch the loss is in.
+    The unit is the gradient of the sentence's loss, which is also what each gold log-probability receives that
+    is summed up in it: the bound means the same whatever weight, loss scale (mixed precision) or batch the
+    loss is in.
 
     Args:
         bound: largest norm, in that unit; 0 for no bound (the literal gradient).

@@ -14,7 +14,7 @@ from .gradient import ScoreGradStats
 from .search import SearchConfig, StepDecoder, soft_beam_search
 from .trace import StepRecord, follow
 
-OBJECTIVES = ("gold", "risk")
+OBJECTIVES = ("risk", "gold")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
     loss = rho * teacher forcing + (1 - rho) * soft beam        (paper, section I.2)
 
-Both parts are negative log-likelihoods of the same gold tokens.  Teacher forcing feeds the gold tokens; the
-soft beam feeds what a beam search would have written, and its gradient also goes through the selections.
+Teacher forcing feeds the gold tokens and is minus their log-likelihood.  The soft beam feeds what a beam search
+would have written; its loss is the expected risk of its hypotheses or, as in the paper, minus the
+log-likelihood of the gold tokens on its best path, and its gradient also goes through the selections.
 """
 
 import logging
@@ -45,7 +46,7 @@ class SoftBeamConfig(FairseqDataclass):
     """Options of ``--criterion soft_beam``."""
 
     teacher_forcing_ratio: float = _option(
-        0.8, "rho in [0, 1]: weight of the teacher-forcing loss; 1 runs no beam at all"
+        0.2, "rho in [0, 1]: weight of the teacher-forcing loss; 1 runs no beam at all"
     )
     teacher_forcing_ratio_schedule: ChoiceEnum(SCHEDULES) = _option(  # type: ignore[valid-type]
         "constant", "how rho goes from --teacher-forcing-ratio to --teacher-forcing-ratio-end"
@@ -83,16 +84,16 @@ class SoftBeamConfig(FairseqDataclass):
         "choice with the operator's gradient; hard: the hard choice without a gradient",
     )
     soft_beam_objective: ChoiceEnum(OBJECTIVES) = _option(  # type: ignore[valid-type]
-        "gold",
-        "what the beam is trained for: gold: the log-probability of the gold tokens on its best path; risk: "
-        "the expected sentence BLEU of its best finished hypotheses",
+        "risk",
+        "what the beam is trained for: risk: the expected sentence BLEU of its best finished hypotheses; gold: "
+        "the log-probability of the gold tokens on its best path, as in the paper",
     )
     soft_beam_hypotheses: int = _option(10, "finished hypotheses that share the risk, at least 2")
     soft_beam_temperature: float = _option(
         0.1, "of the hypotheses' distribution, positive, in nats per token; for the risk"
     )
     soft_beam_score_grad_clip: float = _option(
-        0.5,
+        0.1,
         "largest norm of the gradient that a selection passes to its scores, per sentence and step, in "
         "multiples of the gradient of the sentence's loss; 0 for no bound",
     )

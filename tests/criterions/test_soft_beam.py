@@ -18,7 +18,8 @@ LENGTHS = [(5, 4), (3, 6), (2, 1), (4, 2)]
 @pytest.fixture
 def make_criterion(task):
     def build(**options):
-        settings = {"sentence_avg": False, "seed": 1, "soft_beam_size": 3, **options}
+        gold = {"soft_beam_objective": "gold", "teacher_forcing_ratio": 0.8, "soft_beam_score_grad_clip": 0.5}
+        settings = {"sentence_avg": False, "seed": 1, "soft_beam_size": 3, **gold, **options}
         return SoftBeamCriterion(task, SoftBeamConfig(**settings))
 
     return build
@@ -179,7 +180,7 @@ def test_literal_cost_makes_the_beam_an_average(make_model, make_sample, make_cr
         ({"soft_beam_horizon": -1}, "--soft-beam-horizon must be at least 0, got -1"),
         ({"soft_beam_max_len": -1}, "--soft-beam-max-len must be at least 0, got -1"),
         ({"soft_beam_start_update": -1}, "--soft-beam-start-update must be at least 0, got -1"),
-        ({"soft_beam_objective": "bleu"}, "--soft-beam-objective must be one of gold, risk, got bleu"),
+        ({"soft_beam_objective": "bleu"}, "--soft-beam-objective must be one of risk, gold, got bleu"),
         ({"soft_beam_detach": "all"}, "--soft-beam-detach must be one of nothing, .* got all"),
         (
             {"soft_beam_cost_scale": "mean"},

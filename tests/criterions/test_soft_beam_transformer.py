@@ -9,7 +9,8 @@ LENGTHS = [(5, 4), (3, 6), (2, 1), (4, 2)]
 @pytest.fixture
 def make_criterion(task):
     def build(**options):
-        settings = {"sentence_avg": False, "seed": 1, "soft_beam_size": 3, **options}
+        gold = {"soft_beam_objective": "gold", "teacher_forcing_ratio": 0.8, "soft_beam_score_grad_clip": 0.5}
+        settings = {"sentence_avg": False, "seed": 1, "soft_beam_size": 3, **gold, **options}
         return SoftBeamCriterion(task, SoftBeamConfig(**settings))
 
     return build
