@@ -1,5 +1,6 @@
 """What the README shows is run, and prints what the README says."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -41,3 +42,19 @@ def test_the_recipe_runs_from_pre_training_to_bleu(block, tiny_corpus, shell):
     assert '"name": "BLEU"' in out
     for folder in ("pretrained", "soft_beam"):
         assert (tiny_corpus / "checkpoints" / folder / "checkpoint_last.pt").exists()
+
+
+def test_the_table_of_options_has_all_of_them_with_their_defaults():
+    from fairseq_softtopk.criterions.soft_beam import SoftBeamConfig
+
+    fields = {
+        f"--{field.name.replace('_', '-')}": field.default for field in dataclasses.fields(SoftBeamConfig)
+    }
+    rows = re.findall(r"^\| (`--(?:teacher|label|soft)[^|]*) \| ([^|]*) \|", README, flags=re.MULTILINE)
+    for options, defaults in rows:
+        for option, default in zip(options.split(", "), defaults.split(", "), strict=True):
+            expected = fields[option.strip("`")]
+            shown = {"off": "False", "on": "True"}.get(default, default.strip("`"))
+            assert shown == str(expected) or float(shown) == float(expected)
+    inherited = {"---name", "--sentence-avg", "--seed"}
+    assert all(f"`{option}`" in README or f"`{option} " in README for option in fields.keys() - inherited)

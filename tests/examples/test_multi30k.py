@@ -85,6 +85,7 @@ def test_from_files_to_the_table(multi30k, tmp_path):
     other_settings_are_refused(run, settings)
     dropped_sentences_are_noticed(run)
     hydra_does_the_same(run, tmp_path)
+    gradients_are_compared(run)
 
 
 def the_data_are_complete(run):
@@ -107,6 +108,23 @@ def every_model_has_its_scores(run):
         chosen = (folder / "lenpen").read_text().strip()
         assert valid[chosen]["score"] == max(score["score"] for score in valid.values())
         assert f"'lenpen': {chosen}.0" in (folder / "test.txt.log").read_text()
+
+
+def gradients_are_compared(run):
+    command = [sys.executable, str(RECIPE / "gradients.py"), str(run / "data-bin")]
+    command += [str(run / "models/pretrained/model.pt"), "--batches", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = {
+        row[1]: row[2:-1]
+        for row in ([*map(str.strip, line.split("|"))] for line in done.stdout.splitlines()[2:])
+    }
+    systems = [line.split()[0] for line in lines(RECIPE / "systems.txt") if line and line[0] != "#"]
+    assert [name for name in rows if name not in ("system", "---", "teacher forcing")] == systems[1:]
+    for name in systems[1:]:
+        median, largest, mean, smallest = map(float, rows[name])
+        assert 0 < median <= largest and -1 <= smallest <= mean <= 1
+    assert float(rows["gold_literal"][0]) > float(rows["gold"][0])
 
 
 def bleu(path):
