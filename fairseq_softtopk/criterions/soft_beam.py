@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ..beam import DETACH, OBJECTIVES, RELAXATIONS, BeamConfig, BeamStats, StepDecoder, soft_beam_loss
 from ..decoders import step_decoder_for
+from ..decoders.output import output_lprobs
 from ..ops.problem import COST_SCALES, watched
 from ..schedules import SCHEDULES, Schedule
 
@@ -305,7 +306,11 @@ class SoftBeamCriterion(FairseqCriterion):
 
     def teacher_forcing(self, model: nn.Module, sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The loss of the gold tokens given the gold tokens before them, and their negative log-likelihood."""
-        lprobs = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
+        net_output = model(**sample["net_input"])
+        if getattr(model.decoder, "adaptive_softmax", None) is not None:
+            lprobs = output_lprobs(model.decoder, net_output[0])  # fairseq's own has no gradient
+        else:
+            lprobs = model.get_normalized_probs(net_output, log_probs=True)
         lprobs, target = lprobs.view(-1, lprobs.size(-1)), sample["target"].view(-1)
         if self.label_smoothing > 0:
             loss: tuple[Tensor, Tensor] = label_smoothed_nll_loss(

@@ -50,3 +50,19 @@ def test_gradients_are_finite_under_autocast(make_model, make_sample, make_crite
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=0.05, atol=0)
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_an_adaptive_softmax_is_the_distribution_of_both_losses(make_model, make_sample, make_criterion):
+    model = make_model("transformer", adaptive_softmax_cutoff="6,10", adaptive_softmax_factor=2)
+    sample = make_sample(LENGTHS)
+    loss, _, logged = make_criterion()(model, sample)
+    loss.backward()
+    assert all(
+        p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in model.decoder.adaptive_softmax.parameters()
+    )
+    with torch.no_grad():
+        lprobs = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
+    expected = torch.nn.functional.nll_loss(
+        lprobs.flatten(0, 1), sample["target"].flatten(), ignore_index=1, reduction="sum"
+    )
+    torch.testing.assert_close(logged["teacher_forcing_loss"], expected.double(), rtol=1e-5, atol=0)
