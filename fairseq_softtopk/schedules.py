@@ -22,8 +22,8 @@ class Schedule:
         kind: one of :data:`SCHEDULES`.
 
     Raises:
-        ValueError: if ``kind`` is unknown, ``updates`` is below 1, or an exponential schedule has an
-            end that is not positive.
+        ValueError: if ``kind`` is unknown, ``updates`` does not fit it, or an exponential schedule has an end
+            that is not positive.
     """
 
     name: str
@@ -36,6 +36,10 @@ class Schedule:
         if self.kind not in SCHEDULES:
             raise ValueError(f"{self.name}-schedule must be one of {', '.join(SCHEDULES)}, got {self.kind}")
         if self.kind == "constant":
+            if self.updates != 0:
+                raise ValueError(
+                    f"{self.name}-updates must be 0 without a {self.name}-schedule, got {self.updates}"
+                )
             return
         if self.updates < 1:
             raise ValueError(

@@ -27,7 +27,7 @@ def sentence_bleu(
         dtype: of the result.
 
     Returns:
-        (bsz, M); 0 for an empty hypothesis or one without a token of the reference.
+        (bsz, M); 0 without a token of the reference, 1 if both are empty.
     """
     inside = torch.arange(hypotheses.size(2), device=lengths.device) < lengths.unsqueeze(-1)
     ref_inside = torch.arange(references.size(1), device=lengths.device) < ref_lengths.unsqueeze(-1)
@@ -46,4 +46,6 @@ def sentence_bleu(
         total = (lengths - n + 1).clamp(min=0) + smoothing
         log_precision += torch.log((matches + smoothing).to(dtype) / total.clamp(min=1)) / ORDER
     brevity = (1 - ref_lengths.to(dtype).unsqueeze(1) / lengths.clamp(min=1)).clamp(max=0)
-    return torch.exp(log_precision + brevity).masked_fill(lengths == 0, 0.0)
+    bleu = torch.exp(log_precision + brevity)
+    both_empty = ref_lengths.unsqueeze(1) == 0
+    return torch.where(lengths == 0, both_empty.to(dtype), bleu)

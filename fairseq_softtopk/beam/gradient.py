@@ -18,7 +18,8 @@ class ScoreGradStats(NamedTuple):
     """Sums over sentences and steps, filled during the backward pass; all 0-dimensional.
 
     Attributes:
-        norm: sum of the norms before the bound, in multiples of the gradient of the sentence's loss.
+        norm: sum of the norms before a selection's own bound (those of later steps have acted), in multiples of
+            the gradient of the sentence's loss.
         clipped: how often the bound was active.
         total: how many gradients there were.
     """
@@ -67,7 +68,8 @@ class ScoreGradBound:
 
     def _clip(self, grad: Tensor, live: Tensor) -> Tensor:
         assert self._unit is not None
-        norm: Tensor = grad.detach().float().norm(dim=-1, keepdim=True)  # (bsz, 1)
+        wide = grad.detach().to(torch.promote_types(grad.dtype, torch.float32))
+        norm: Tensor = wide.norm(dim=-1, keepdim=True)  # (bsz, 1)
         limit = self.bound * self._unit
         over = norm > limit if self.bound > 0 else torch.zeros_like(norm, dtype=torch.bool)
         relative = (norm / self._unit.clamp(min=torch.finfo(norm.dtype).tiny)).squeeze(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,9 @@ from .trace import StepRecord, follow
 
 OBJECTIVES = ("risk", "gold")
 
+# Among so many times the hypotheses that share the risk, distinct ones are looked for.
+SPARE = 2
+
 
 @dataclass(frozen=True)
 class BeamConfig(SearchConfig):
@@ -23,13 +26,13 @@ class BeamConfig(SearchConfig):
 
     Attributes:
         objective: ``"gold"``: :func:`gold_on_best_path`; ``"risk"``: :func:`expected_risk`.
-        max_len: the search takes no more steps than this; 0 for as many as the sentence has.
+        max_len: the search takes no more steps than this; 0 for as many as the objective wants.
         eos_weight: weight of the last gold token, eos, in the ``"gold"`` loss.
         hypotheses: how many finished hypotheses share the ``"risk"``.
         temperature: of their distribution, in nats per token.
     """
 
-    objective: str = "gold"
+    objective: str = "risk"
     max_len: int = 0
     eos_weight: float = 1.0
     hypotheses: int = 10
@@ -83,8 +86,9 @@ def soft_beam_loss(
     Returns:
         The losses (bsz,), and statistics.
     """
-    if config.objective == "risk":
+    if config.objective == "risk":  # hypotheses may be longer than the gold sentence, and end by themselves
         limits, ends = lengths + lengths // 5 + 2, torch.zeros_like(lengths)
+        config = replace(config, label_smoothing=0.0)  # not of the gold tokens' log-probabilities, then
     else:
         limits = ends = lengths
     if config.max_len > 0:
@@ -111,6 +115,9 @@ def gold_on_best_path(trace: list[StepRecord], lengths: Tensor, limits: Tensor, 
         lengths: (bsz,), number of gold tokens, eos included.
         limits: (bsz,), how many of them are scored.
         eos_weight: weight of eos, the last gold token.
+
+    Returns:
+        The losses (bsz,).
     """
     last = limits.unsqueeze(1) - 1
     best = torch.stack([record.best for record in trace], dim=1).gather(1, last)
@@ -119,7 +126,8 @@ def gold_on_best_path(trace: list[StepRecord], lengths: Tensor, limits: Tensor, 
     lprobs = torch.cat(on_path, dim=1)
     steps = torch.arange(len(trace), device=lengths.device)
     weights = torch.where(steps == lengths.unsqueeze(1) - 1, eos_weight, 1.0).to(lprobs.dtype)
-    return -(lprobs * weights).masked_fill(steps > last, 0.0).sum(1)
+    unscored = (steps > last) | (weights == 0)  # where a log-probability of -inf is not to become NaN
+    return -(lprobs.masked_fill(unscored, 0.0) * weights).sum(1)
 
 
 def expected_risk(
@@ -127,9 +135,10 @@ def expected_risk(
 ) -> tuple[Tensor, Tensor]:
     """``length x sum_m p_m (1 - BLEU_m)`` over the best finished hypotheses of a search.
 
-    Every beam may end at every step: of all these hypotheses the best M by log-probability per token share the
-    probability ``p = softmax(log-probability per token / temperature)`` (minimum risk training: Shen et al.
-    2016; Edunov et al. 2018).  Their BLEU is that of the tokens that their back-pointers name.
+    Every beam may end at every step: of all these hypotheses the best M distinct ones by log-probability per
+    token share the probability ``p = softmax(log-probability per token / temperature)`` (minimum risk
+    training: Shen et al. 2016; Edunov et al. 2018).  Their BLEU is that of the tokens that their back-pointers
+    name; two soft beams may name the same ones, and the better of them stands for both.
 
     Args:
         trace: the records of the search.
@@ -147,11 +156,24 @@ def expected_risk(
     scores = torch.cat([record.finished for record in trace], dim=1) / (steps + 1)  # (bsz, 1 + k (S - 1))
     scores = scores.masked_fill(steps >= limits.unsqueeze(1), -math.inf)
     with torch.no_grad():
-        best = scores.topk(min(hypotheses, scores.size(1)), dim=1).indices  # (bsz, M)
+        best = scores.topk(min(SPARE * hypotheses, scores.size(1)), dim=1).indices
         tokens = follow(trace, steps[best], beams[best]).tokens
+        repeated = _repeated(tokens, steps[best])
+        distinct = scores.gather(1, best).masked_fill(repeated, -math.inf)
+        kept = distinct.topk(min(hypotheses, distinct.size(1)), dim=1).indices  # (bsz, M)
+        best, tokens = best.gather(1, kept), tokens.gather(1, kept.unsqueeze(-1).expand(-1, -1, tokens.size(2)))
         bleu = sentence_bleu(tokens, steps[best], gold, lengths - 1, scores.dtype)  # without eos
-    probabilities = torch.softmax(scores.gather(1, best) / temperature, dim=1)
+        repeated = repeated.gather(1, kept)  # where there are fewer than M
+    probabilities = torch.softmax(scores.gather(1, best).masked_fill(repeated, -math.inf) / temperature, dim=1)
     return lengths * (probabilities * (1 - bleu)).sum(1), bleu[:, 0]
+
+
+def _repeated(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Which of the hypotheses (bsz, M, S), of so many tokens (bsz, M), equal an earlier one; (bsz, M)."""
+    inside = torch.arange(tokens.size(2), device=tokens.device) < lengths.unsqueeze(-1)
+    tokens = tokens.masked_fill(~inside, -1)
+    equal = (tokens.unsqueeze(1) == tokens.unsqueeze(2)).all(-1)  # (bsz, M, M)
+    return equal.tril(-1).any(-1)
 
 
 @torch.no_grad()
@@ -187,7 +209,7 @@ def _stats(
 def _gold_on_beam(trace: list[StepRecord], gold: Tensor, selections: Tensor) -> Tensor:
     """Whether a beam is the gold prefix after so many ``selections`` (bsz,)."""
     on_beam = torch.ones(len(gold), 1, dtype=torch.bool, device=gold.device)
-    for step, record in enumerate(trace[: int(gold.size(1)) - 1]):
+    for step, record in enumerate(trace[: gold.size(1) - 1]):
         if record.parents is None or record.tokens is None:
             break
         continued = on_beam.gather(1, record.parents) & (record.tokens == gold[:, step : step + 1])

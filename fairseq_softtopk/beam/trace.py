@@ -52,6 +52,9 @@ def follow(trace: list[StepRecord], last: Tensor, beams: Tensor) -> Paths:
         trace: the records of all S steps.
         last: (bsz, M), the last step of each hypothesis, from 0.
         beams: (bsz, M), the beam that it is on there.
+
+    Returns:
+        The beams that each one was on, and the tokens that it fed.
     """
     beam, path, tokens = beams, [beams], []
     for step in range(len(trace) - 2, -1, -1):

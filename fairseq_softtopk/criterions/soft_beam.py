@@ -57,7 +57,9 @@ class SoftBeamConfig(FairseqDataclass):
         0, "updates that the schedule takes, from --soft-beam-start-update on"
     )
     label_smoothing: float = _option(
-        0.0, "in [0, 1), 0 for none: share of a gold token's weight that goes to all tokens alike"
+        0.0,
+        "in [0, 1), 0 for none: share of a gold token's weight that goes to all tokens alike, in teacher "
+        "forcing and the gold objective",
     )
     soft_beam_size: int = _option(5, "k, the number of beams; at most the vocabulary less three")
     soft_beam_epsilon: float = _option(
@@ -89,7 +91,7 @@ class SoftBeamConfig(FairseqDataclass):
         "what the beam is trained for: risk: the expected sentence BLEU of its best finished hypotheses; gold: "
         "the log-probability of the gold tokens on its best path, as in the paper",
     )
-    soft_beam_hypotheses: int = _option(10, "finished hypotheses that share the risk, at least 2")
+    soft_beam_hypotheses: int = _option(10, "finished hypotheses that share the risk, at least 2; for the risk")
     soft_beam_temperature: float = _option(
         0.1, "of the hypotheses' distribution, positive, in nats per token; for the risk"
     )
@@ -114,13 +116,17 @@ class SoftBeamConfig(FairseqDataclass):
         "weight in [0, 1] of the gold end of sentence in the gold objective: it is scored at the gold length, "
         "after whatever the beam has written until then",
     )
-    soft_beam_max_len: int = _option(0, "steps that the beam takes at most; 0 for the whole sentence")
+    soft_beam_max_len: int = _option(
+        0,
+        "steps that the beam takes at most, at least 2 for the risk; 0 for the length of the gold sentence, "
+        "for the risk a fifth more and 2",
+    )
     soft_beam_start_update: int = _option(0, "teacher forcing only before this update")
     soft_beam_prob: float = _option(
         1.0, "probability in [0, 1] that an update runs the beam; the others are teacher forcing only"
     )
     soft_beam_recompute: bool = _option(
-        False, "compute each step again in the backward pass: less memory, about a third more time"
+        False, "compute each step again in the backward pass: less memory, more time"
     )
     sentence_avg: bool = II("optimization.sentence_avg")
     seed: int = II("common.seed")
@@ -180,6 +186,20 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
         "soft_beam_cost_scale",
         "be none with --soft-beam-relaxation softmax_k, which has no cost",
     )
+    require(
+        str(cfg.soft_beam_objective) != "risk" or cfg.soft_beam_max_len != 1,
+        "soft_beam_max_len",
+        "be 0 or at least 2 with --soft-beam-objective risk, which compares hypotheses",
+    )
+    if str(cfg.soft_beam_relaxation) == "hard":  # without a gradient
+        for option, neutral in (
+            ("soft_beam_cost_scale", "none"),
+            ("soft_beam_detach", "nothing"),
+            ("soft_beam_backward_epsilon", 0),
+        ):
+            value = getattr(cfg, option)
+            value = value if isinstance(value, int | float) else str(value)
+            require(value == neutral, option, f"be {neutral} with --soft-beam-relaxation hard")
 
 
 def _schedule(cfg: SoftBeamConfig, option: str) -> Schedule:
@@ -242,7 +262,7 @@ class SoftBeamCriterion(FairseqCriterion):
         """Sets the number of updates that are done; before the first call schedules stand at their end."""
         self.num_updates = num_updates
 
-    def settings(self) -> tuple[float, float]:
+    def rho_and_epsilon(self) -> tuple[float, float]:
         """Rho and epsilon of this batch; rho is 1 for a batch without a beam.
 
         Every process and every batch of an update draws the same, and a resumed run what it would have drawn.
@@ -275,7 +295,7 @@ class SoftBeamCriterion(FairseqCriterion):
         """
         if not reduce:
             raise ValueError("soft_beam returns one loss per batch: reduce must be True, got False")
-        rho, epsilon = self.settings()
+        rho, epsilon = self.rho_and_epsilon()
         target = sample["target"]
         sample_size = target.size(0) if self.sentence_avg else sample["ntokens"]
         logging_output: dict[str, Any] = {
@@ -284,6 +304,8 @@ class SoftBeamCriterion(FairseqCriterion):
             "sample_size": sample_size,
         }
         loss: Any = 0.0
+        if 0 in (self.rho.start, self.rho.at(None)):
+            _refuse_ddp(model)
         with _encoder_output(model) as encoder_outs:
             if rho > 0:
                 teacher_forcing, likelihood = self.teacher_forcing(model, sample)
@@ -291,7 +313,6 @@ class SoftBeamCriterion(FairseqCriterion):
                 logging_output["teacher_forcing_loss"] = likelihood.detach()
                 loss = loss + rho * teacher_forcing
             else:
-                _refuse_ddp(model)
                 model.encoder(**_encoder_input(sample))
         if rho < 1:
             soft_beam, stats = self.soft_beam(model, encoder_outs[0], sample, epsilon)
@@ -325,13 +346,16 @@ class SoftBeamCriterion(FairseqCriterion):
     ) -> tuple[Tensor, BeamStats]:
         """The loss of a soft beam search: see :mod:`fairseq_softtopk.beam.loss`."""
         target = sample["target"]
+        decoder = _CheckedSteps(step_decoder_for(model))
+        # Hypotheses may be longer than the gold sentence, but not than what the decoder has positions for.
+        max_len = int(min(self.beam.max_len or math.inf, model.decoder.max_positions()))
         losses, stats = soft_beam_loss(
-            _CheckedSteps(step_decoder_for(model)),
+            decoder,
             encoder_out,
             first=sample["net_input"]["prev_output_tokens"][:, :1],
             gold=target,
             lengths=target.ne(self.padding_idx).sum(1),
-            config=replace(self.beam, epsilon=epsilon),
+            config=replace(self.beam, epsilon=epsilon, max_len=max_len),
         )
         return losses.sum(), stats
 
@@ -421,6 +445,7 @@ def _on_train_step(task: Any, listener: Callable[[int], None]) -> None:
     train_step = getattr(task, "train_step", None)
     if train_step is None:
         return
+    train_step = getattr(train_step, "__wrapped__", train_step)  # of a criterion before this one
 
     @wraps(train_step)
     def listening(
@@ -495,8 +520,8 @@ def _refuse_ddp(model: nn.Module) -> None:
     """
     if hasattr(model, "module") and not hasattr(model, "all_reduce_grads"):
         raise ValueError(
-            "--teacher-forcing-ratio 0 with several processes wants --ddp-backend legacy_ddp: under "
-            f"{_innermost_wrapper(model)} gradients would stay unsynchronised"
+            "--teacher-forcing-ratio 0, also at an end of its schedule, wants --ddp-backend legacy_ddp with "
+            f"several processes: under {_innermost_wrapper(model)} gradients would stay unsynchronised"
         )
 
 

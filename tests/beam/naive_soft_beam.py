@@ -79,7 +79,7 @@ def gold_loss(decoder, gold, k, epsilon, never, eos, eos_weight, smoothing, step
 def bleu(hypothesis, reference):
     """BLEU+1 of two lists."""
     if not hypothesis:
-        return 0.0
+        return float(not reference)
     logs = []
     for n in range(1, 5):
         ours, theirs = (
@@ -93,13 +93,17 @@ def bleu(hypothesis, reference):
     return math.exp(sum(logs) / 4 + min(0.0, 1 - len(reference) / len(hypothesis)))
 
 
-def risk(decoder, gold, k, epsilon, never, eos, hypotheses, temperature, steps):
-    """The expected 1 - BLEU of the best hypotheses, any beam at any step, times the length."""
+def risk(decoder, gold, k, epsilon, never, eos, hypotheses, temperature, steps, **gradient):
+    """The expected 1 - BLEU of the best distinct hypotheses, any beam at any step, times the length."""
     finished = []
-    for step, (outputs, _) in enumerate(search(decoder, k, epsilon, steps, False, never, eos)):
+    for step, (outputs, _) in enumerate(search(decoder, k, epsilon, steps, False, never, eos, **gradient)):
         for lprobs, _, score, path in outputs:
             finished.append(((score + lprobs[eos]) / (step + 1), [token for _, token in path]))
-    best = sorted(finished, key=lambda hypothesis: -hypothesis[0])[:hypotheses]
+    best = []
+    for score, tokens in sorted(finished, key=lambda hypothesis: -hypothesis[0])[: 2 * hypotheses]:
+        if tokens not in [others for _, others in best]:
+            best.append((score, tokens))
+    best = best[:hypotheses]
     probabilities = torch.softmax(torch.stack([score for score, _ in best]) / temperature, dim=0)
     costs = [1 - bleu(tokens, gold[:-1].tolist()) for _, tokens in best]
     return len(gold) * sum(p * cost for p, cost in zip(probabilities, costs, strict=True))

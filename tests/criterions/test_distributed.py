@@ -30,14 +30,18 @@ class Run(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+SCHEDULED = ("--teacher-forcing-ratio-schedule", "linear", "--teacher-forcing-ratio-updates", "8")
+SCHEDULED += ("--teacher-forcing-ratio-end", "0.2", "--soft-beam-start-update", "4", "--soft-beam-prob", "0.5")
 RUNS = [
     Run("legacy_ddp", "0.8"),
     Run("legacy_ddp", "0", update_freq=2),
     Run("no_c10d", "0.8", dtype=torch.float32, options=("--sentence-avg",)),
     Run("pytorch_ddp", "0.8"),
     Run("pytorch_ddp", "0.8", update_freq=2),
+    Run("pytorch_ddp", "1", update_freq=2, options=SCHEDULED),
 ]
-REFUSED = Run("pytorch_ddp", "0")
+ENDS_WITHOUT = (*SCHEDULED, "--teacher-forcing-ratio-end", "0")
+REFUSED = [Run("pytorch_ddp", "0"), Run("pytorch_ddp", "1", options=ENDS_WITHOUT)]
 # Sums in another order: a rounding error, which 20 updates of such a network do not blow up.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
@@ -86,7 +90,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ranks(corpus):
     """What each of the two processes ends with."""
-    multiprocessing.spawn(work_on_cpu, (corpus, [*RUNS, REFUSED]), nprocs=2)
+    multiprocessing.spawn(work_on_cpu, (corpus, [*RUNS, *REFUSED]), nprocs=2)
     return [torch.load(corpus / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
@@ -114,9 +118,11 @@ def test_half_of_the_batch_would_be_seen(alone):
     assert (half - whole).abs().max() > 0.01
 
 
-def test_a_backend_that_would_not_synchronise_is_refused_on_every_rank(ranks):
+@pytest.mark.parametrize("run", REFUSED, ids=str)
+def test_a_backend_that_would_not_synchronise_is_refused_on_every_rank(ranks, run):
     for results in ranks:
-        assert "wants --ddp-backend legacy_ddp: under CPUDistributedDataParallel gradients" in results[REFUSED]
+        assert "wants --ddp-backend legacy_ddp" in results[run]
+        assert "under CPUDistributedDataParallel gradients would stay unsynchronised" in results[run]
 
 
 class SynchronisesInItsForward(torch.nn.Module):
@@ -146,7 +152,7 @@ def test_is_refused_however_the_trainer_wraps_it(make_model, make_sample, task, 
     # With a timeout of its own it would start a thread that no one ends.
     model = DistributedTimeoutWrapper(model, timeout=0) if patient else model
     if rho == 0 and wrapper is SynchronisesInItsForward:
-        with pytest.raises(ValueError, match="legacy_ddp: under SynchronisesInItsForward grad"):
+        with pytest.raises(ValueError, match=r"legacy_ddp .*: under SynchronisesInItsForward grad"):
             criterion(model, make_sample([(3, 2)]))
     else:
         assert criterion(model, make_sample([(3, 2)]))[0].isfinite()

@@ -177,6 +177,19 @@ def test_literal_cost_makes_the_beam_an_average(make_model, make_sample, make_cr
         ({"soft_beam_temperature": 0.0}, "--soft-beam-temperature must be positive and finite, got 0.0"),
         ({"soft_beam_hypotheses": 1}, "--soft-beam-hypotheses must be at least 2, got 1"),
         ({"soft_beam_backward_epsilon": -1.0}, "--soft-beam-backward-epsilon must be at least 0 .*, got -1.0"),
+        ({"soft_beam_epsilon_updates": 5}, "--soft-beam-epsilon-updates must be 0 without .*, got 5"),
+        (
+            {"soft_beam_objective": "risk", "soft_beam_max_len": 1},
+            "--soft-beam-max-len must be 0 or at least 2 with --soft-beam-objective risk, .* got 1",
+        ),
+        (
+            {"soft_beam_relaxation": "hard", "soft_beam_backward_epsilon": 1.0},
+            "--soft-beam-backward-epsilon must be 0 with --soft-beam-relaxation hard, got 1.0",
+        ),
+        (
+            {"soft_beam_relaxation": "hard", "soft_beam_detach": "scores"},
+            "--soft-beam-detach must be nothing with --soft-beam-relaxation hard, got scores",
+        ),
         ({"soft_beam_horizon": -1}, "--soft-beam-horizon must be at least 0, got -1"),
         ({"soft_beam_max_len": -1}, "--soft-beam-max-len must be at least 0, got -1"),
         ({"soft_beam_start_update": -1}, "--soft-beam-start-update must be at least 0, got -1"),
@@ -305,11 +318,11 @@ def test_soft_beam_prob_is_the_share_of_updates_with_a_beam(make_criterion):
         draws = []
         for update in range(1000):
             criterion.set_num_updates(update)
-            draws.append(criterion.settings()[0] < 1)
+            draws.append(criterion.rho_and_epsilon()[0] < 1)
         drawn.append(draws)
     assert drawn[0] == drawn[1] != drawn[2]
     assert 240 < sum(drawn[0]) < 360
-    assert criterion.eval().settings()[0] == 0.8
+    assert criterion.eval().rho_and_epsilon()[0] == 0.8
 
 
 def test_risk_logs_its_own_quantities(make_model, make_sample, make_criterion):
@@ -322,6 +335,7 @@ def test_risk_logs_its_own_quantities(make_model, make_sample, make_criterion):
     assert values["soft_beam_risk"] == pytest.approx(float(loss.detach()) / size, abs=1e-3)
     assert 0 <= values["soft_beam_risk"] <= 1 and 0 <= values["beam_bleu"] <= 100
     assert "soft_beam_loss" not in values and "ppl" not in values
+    assert logged["score_grad_norm"] > 0 and logged["score_grad_total"] > 0
 
 
 def test_risk_falls_and_bleu_rises(make_model, make_sample, make_criterion):

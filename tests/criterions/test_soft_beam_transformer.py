@@ -66,3 +66,13 @@ def test_an_adaptive_softmax_is_the_distribution_of_both_losses(make_model, make
         lprobs.flatten(0, 1), sample["target"].flatten(), ignore_index=1, reduction="sum"
     )
     torch.testing.assert_close(logged["teacher_forcing_loss"], expected.double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("objective", ["gold", "risk"])
+def test_a_hypothesis_is_not_longer_than_there_are_positions(
+    make_model, make_sample, make_criterion, objective
+):
+    model = make_model("transformer", decoder_learned_pos=True, max_target_positions=10)
+    loss, _, _ = make_criterion(soft_beam_objective=objective)(model, make_sample([(4, 10), (3, 4)]))
+    loss.backward()
+    assert loss.isfinite()

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from fairseq_softtopk.beam.gradient import ScoreGradBound
+
+
+def backward(bound, incoming, weights, live=(True, True, True)):
+    """The gradients of three sentences' scores, of which ``incoming`` comes through the watched ones."""
+    watcher = ScoreGradBound(bound, torch.device("cpu"))
+    scores = torch.zeros(3, 4, dtype=torch.float64, requires_grad=True)
+    watched = watcher.watch(scores, torch.tensor(live))
+    # Something else uses the scores too, and gives them a gradient of 1 that no bound concerns.
+    losses = (watched * incoming).sum(1) + scores.sum(1)
+    watcher.take_unit(losses)
+    (losses * weights).sum().backward()
+    return scores.grad - weights.unsqueeze(1), watcher.stats
+
+
+INCOMING = torch.tensor([[3.0, 0, 4, 0], [0.03, 0, 0.04, 0], [0, 0, 0, 5]]).double()  # norms 5, 0.05, 5
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1, 1), (0.2, 8, 1e-3)])
+def test_the_norm_is_at_most_the_bound_times_the_gradient_of_the_loss(weights):
+    weights = torch.tensor(weights).double()
+    got, stats = backward(0.5, INCOMING, weights)
+    expected = torch.tensor([[0.3, 0, 0.4, 0], [0.03, 0, 0.04, 0], [0, 0, 0, 0.5]]).double()
+    torch.testing.assert_close(got, expected * weights.unsqueeze(1))
+    assert stats.clipped == 2 and stats.total == 3
+    assert float(stats.norm) == pytest.approx(10.05)
+
+
+def test_no_bound_only_counts():
+    got, stats = backward(0.0, INCOMING, torch.ones(3).double())
+    torch.testing.assert_close(got, INCOMING)
+    assert stats.clipped == 0 and float(stats.norm) == pytest.approx(10.05)
+
+
+def test_sentences_that_are_over_or_weigh_nothing_are_not_counted():
+    got, stats = backward(0.5, INCOMING, torch.tensor([1.0, 1, 0]).double(), live=(False, True, True))
+    torch.testing.assert_close(got[2], torch.zeros(4).double())
+    assert stats.total == 1 and float(stats.norm) == pytest.approx(0.05)
