@@ -31,8 +31,9 @@ def _allow_checkpoint_classes() -> None:
 
 
 def _read_weights_only() -> None:
-    """Makes PyTorch before 2.6 read checkpoints as later ones do: without running what they ask it to run.
+    """Makes PyTorch before 2.6 read files without running what they ask it to run, as later ones do by default.
 
+    It does so for the whole process, and for callers that ask otherwise;
     ``TORCH_FORCE_WEIGHTS_ONLY_LOAD=0`` in the environment leaves it as it was.
     """
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):

@@ -20,7 +20,7 @@ PANELS = {
     "agreement": "agreement with the hard beam",
     "gold_rank": "mean rank of the gold token",
     "gold_on_beam": "gold prefix on the beam at its end",
-    "score_grad_norm": "score gradient before the bound",
+    "score_grad_norm": "score gradient before its own bound",
     "score_grad_clipped": "share of bounded score gradients",
     "rho": "teacher-forcing ratio",
     "epsilon": "epsilon",
