@@ -66,6 +66,19 @@ def exact_softmax(monkeypatch):
 
 
 @pytest.fixture
+def make_criterion(task):
+    """Builds ``soft_beam`` with the paper's loss, three beams and a bound: ``make_criterion(**options)``."""
+    from fairseq_softtopk.criterions.soft_beam import SoftBeamConfig, SoftBeamCriterion
+
+    def build(**options):
+        gold = {"soft_beam_objective": "gold", "teacher_forcing_ratio": 0.8, "soft_beam_score_grad_clip": 0.5}
+        settings = {"sentence_avg": False, "seed": 1, "soft_beam_size": 3, **gold, **options}
+        return SoftBeamCriterion(task, SoftBeamConfig(**settings))
+
+    return build
+
+
+@pytest.fixture
 def make_sample(task):
     """Makes a batch as fairseq's translation task does: ``make_sample([(source length, target length)])``."""
     from fairseq.data.language_pair_dataset import collate

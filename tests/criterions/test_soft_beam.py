@@ -15,16 +15,6 @@ from fairseq_softtopk.criterions.soft_beam import SoftBeamConfig, SoftBeamCriter
 LENGTHS = [(5, 4), (3, 6), (2, 1), (4, 2)]
 
 
-@pytest.fixture
-def make_criterion(task):
-    def build(**options):
-        gold = {"soft_beam_objective": "gold", "teacher_forcing_ratio": 0.8, "soft_beam_score_grad_clip": 0.5}
-        settings = {"sentence_avg": False, "seed": 1, "soft_beam_size": 3, **gold, **options}
-        return SoftBeamCriterion(task, SoftBeamConfig(**settings))
-
-    return build
-
-
 def test_rho_one_is_stock_cross_entropy_to_the_last_bit(make_model, make_sample, make_criterion, task):
     model, sample = make_model("topk_attention", encoder_bidirectional=True), make_sample(LENGTHS)
     expected, expected_size, _ = CrossEntropyCriterion(task, sentence_avg=False)(model, sample)

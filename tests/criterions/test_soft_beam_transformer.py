@@ -1,19 +1,7 @@
 import pytest
 import torch
 
-from fairseq_softtopk.criterions.soft_beam import SoftBeamConfig, SoftBeamCriterion
-
 LENGTHS = [(5, 4), (3, 6), (2, 1), (4, 2)]
-
-
-@pytest.fixture
-def make_criterion(task):
-    def build(**options):
-        gold = {"soft_beam_objective": "gold", "teacher_forcing_ratio": 0.8, "soft_beam_score_grad_clip": 0.5}
-        settings = {"sentence_avg": False, "seed": 1, "soft_beam_size": 3, **gold, **options}
-        return SoftBeamCriterion(task, SoftBeamConfig(**settings))
-
-    return build
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.8])
