@@ -10,8 +10,9 @@ ROOT = Path(__file__).parent
 plots = ["matplotlib"]
 examples = ["babel", "num2words", "sacremoses"]
 knn = ["scikit-learn"]
+entmax = ["entmax"]  # sparse attention
 # torchsort is measured too where it is installed; it has to be compiled.
-benchmark = ["diffsort", "difftopk", "entmax", "matplotlib", "pot", 'softtorch; python_version >= "3.12"']
+benchmark = ["diffsort", "difftopk", *entmax, "matplotlib", "pot", 'softtorch; python_version >= "3.12"']
 dev = [
     "hypothesis",
     "mpmath",
@@ -48,7 +49,8 @@ setup(
     ],
     extras_require={
         "benchmark": benchmark,
-        "dev": dev + examples + plots + knn,
+        "dev": dev + entmax + examples + plots + knn,
+        "entmax": entmax,
         "examples": examples,
         "knn": knn,
         "plots": plots,

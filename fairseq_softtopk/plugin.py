@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .criterions import soft_beam  # noqa: F401
-from .models import topk_attention  # noqa: F401
+from .models import topk_attention, topk_attention_transformer  # noqa: F401
 
 
 def _allow_checkpoint_classes() -> None:

@@ -31,7 +31,8 @@ def make_model(task):
     """Builds a tiny model in float64, without dropout: ``make_model("topk_attention", **options)``."""
     from fairseq.models import ARCH_MODEL_REGISTRY
 
-    import fairseq_softtopk.plugin  # noqa: F401  (registers the architecture)
+    import fairseq_softtopk.plugin  # noqa: F401  (registers the architectures)
+    from fairseq_softtopk.models.relaxation import RelaxationConfig
 
     def build(arch: str = "lstm", **options):
         sizes = {
@@ -48,8 +49,16 @@ def make_model(task):
         }
         sides = ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads")
         transformer = dict.fromkeys(sides, 2)
-        topk = {"attention_top_k": 2, "attention_epsilon": 0.1, "attention_relaxation": "soft_topk"}
-        own = {"lstm": {}, "topk_attention": topk}.get(arch, transformer)
+        topk = {
+            **{name: option.default for name, option in RelaxationConfig.__dataclass_fields__.items()},
+            "attention_score": "general",
+            "attention_top_k": 2,
+        }
+        own = {
+            "lstm": {},
+            "topk_attention": topk,
+            "topk_attention_transformer": {**topk, **transformer},
+        }.get(arch, transformer)
         settings = {"dropout": 0.0, "criterion": None, **sizes, **own, **options}
         model = ARCH_MODEL_REGISTRY[arch].build_model(Namespace(**settings), task).double()
         for parameter in model.parameters():  # fairseq's initial weights hardly tell tokens apart

@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial, wraps
 from typing import Any
 
@@ -30,6 +30,7 @@ from ..beam import DETACH, OBJECTIVES, RELAXATIONS, BeamConfig, BeamStats, StepD
 from ..decoders import step_decoder_for
 from ..decoders.output import output_lprobs
 from ..ops.problem import COST_SCALES, watched
+from ..options import with_help
 from ..schedules import SCHEDULES, Schedule
 
 logger = logging.getLogger(__name__)
@@ -38,94 +39,92 @@ logger = logging.getLogger(__name__)
 LOW_SHARPNESS = 0.25
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class SoftBeamConfig(FairseqDataclass):
     """Options of ``--criterion soft_beam``."""
 
-    teacher_forcing_ratio: float = _option(
+    teacher_forcing_ratio: float = with_help(
         0.2, "rho in [0, 1]: weight of the teacher-forcing loss; 1 runs no beam at all"
     )
-    teacher_forcing_ratio_schedule: ChoiceEnum(SCHEDULES) = _option(  # type: ignore[valid-type]
+    teacher_forcing_ratio_schedule: ChoiceEnum(SCHEDULES) = with_help(  # type: ignore[valid-type]
         "constant", "how rho goes from --teacher-forcing-ratio to --teacher-forcing-ratio-end"
     )
-    teacher_forcing_ratio_end: float = _option(0.0, "rho in [0, 1] at the end of its schedule")
-    teacher_forcing_ratio_updates: int = _option(
+    teacher_forcing_ratio_end: float = with_help(0.0, "rho in [0, 1] at the end of its schedule")
+    teacher_forcing_ratio_updates: int = with_help(
         0, "updates that the schedule takes, from --soft-beam-start-update on"
     )
-    label_smoothing: float = _option(
+    label_smoothing: float = with_help(
         0.0,
         "in [0, 1), 0 for none: share of a gold token's weight that goes to all tokens alike, in teacher "
         "forcing and the gold objective",
     )
-    soft_beam_size: int = _option(5, "k, the number of beams; at most the vocabulary less three")
-    soft_beam_epsilon: float = _option(
+    soft_beam_size: int = with_help(5, "k, the number of beams; at most the vocabulary less three")
+    soft_beam_epsilon: float = with_help(
         0.1, "entropic weight of the selection, positive; in nats with --soft-beam-cost-scale none"
     )
-    soft_beam_epsilon_schedule: ChoiceEnum(SCHEDULES) = _option(  # type: ignore[valid-type]
+    soft_beam_epsilon_schedule: ChoiceEnum(SCHEDULES) = with_help(  # type: ignore[valid-type]
         "constant", "how epsilon goes from --soft-beam-epsilon to --soft-beam-epsilon-end"
     )
-    soft_beam_epsilon_end: float = _option(0.01, "epsilon at the end of its schedule, positive")
-    soft_beam_epsilon_updates: int = _option(
+    soft_beam_epsilon_end: float = with_help(0.01, "epsilon at the end of its schedule, positive")
+    soft_beam_epsilon_updates: int = with_help(
         0, "updates that the schedule takes, from --soft-beam-start-update on"
     )
-    soft_beam_candidates: int = _option(
+    soft_beam_candidates: int = with_help(
         64, "continuations per sentence that a selection looks at, at least the beam size"
     )
-    soft_beam_cost_scale: ChoiceEnum(COST_SCALES) = _option(  # type: ignore[valid-type]
+    soft_beam_cost_scale: ChoiceEnum(COST_SCALES) = with_help(  # type: ignore[valid-type]
         "none",
         "divide the cost by nothing, by its maximum over a sentence's candidates, or by its maximum over the "
         "batch; with the last two epsilon has no unit",
     )
-    soft_beam_relaxation: ChoiceEnum(RELAXATIONS) = _option(  # type: ignore[valid-type]
+    soft_beam_relaxation: ChoiceEnum(RELAXATIONS) = with_help(  # type: ignore[valid-type]
         "soft_topk",
         "what relaxes the choice of the beams: the sorted SOFT top-k operator; softmax_k: for each rank a "
         "softmax over what the ranks before it leave, with temperature epsilon; straight_through: the hard "
         "choice with the operator's gradient; hard: the hard choice without a gradient",
     )
-    soft_beam_objective: ChoiceEnum(OBJECTIVES) = _option(  # type: ignore[valid-type]
+    soft_beam_objective: ChoiceEnum(OBJECTIVES) = with_help(  # type: ignore[valid-type]
         "risk",
         "what the beam is trained for: risk: the expected sentence BLEU of its best finished hypotheses; gold: "
         "the log-probability of the gold tokens on its best path, as in the paper",
     )
-    soft_beam_hypotheses: int = _option(10, "finished hypotheses that share the risk, at least 2; for the risk")
-    soft_beam_temperature: float = _option(
+    soft_beam_hypotheses: int = with_help(
+        10, "finished hypotheses that share the risk, at least 2; for the risk"
+    )
+    soft_beam_temperature: float = with_help(
         0.1, "of the hypotheses' distribution, positive, in nats per token; for the risk"
     )
-    soft_beam_score_grad_clip: float = _option(
+    soft_beam_score_grad_clip: float = with_help(
         0.1,
         "largest norm of the gradient that a selection passes to its scores, per sentence and step, in "
         "multiples of the gradient of the sentence's loss; 0 for no bound",
     )
-    soft_beam_backward_epsilon: float = _option(
+    soft_beam_backward_epsilon: float = with_help(
         0.0, "epsilon of the selections' gradient; 0 for that of the selections themselves"
     )
-    soft_beam_detach: ChoiceEnum(DETACH) = _option(  # type: ignore[valid-type]
+    soft_beam_detach: ChoiceEnum(DETACH) = with_help(  # type: ignore[valid-type]
         "nothing",
         "where selections send no gradient: to the cumulative scores of the beams, or through the embeddings "
         "that they mix",
     )
-    soft_beam_horizon: int = _option(
+    soft_beam_horizon: int = with_help(
         0, "steps over which a gradient flows through selections and decoder states; 0 for all"
     )
-    soft_beam_eos_weight: float = _option(
+    soft_beam_eos_weight: float = with_help(
         1.0,
         "weight in [0, 1] of the gold end of sentence in the gold objective: it is scored at the gold length, "
         "after whatever the beam has written until then",
     )
-    soft_beam_max_len: int = _option(
+    soft_beam_max_len: int = with_help(
         0,
         "steps that the beam takes at most, at least 2 for the risk; 0 for the length of the gold sentence, "
         "for the risk a fifth more and 2",
     )
-    soft_beam_start_update: int = _option(0, "teacher forcing only before this update")
-    soft_beam_prob: float = _option(
+    soft_beam_start_update: int = with_help(0, "teacher forcing only before this update")
+    soft_beam_prob: float = with_help(
         1.0, "probability in [0, 1] that an update runs the beam; the others are teacher forcing only"
     )
-    soft_beam_recompute: bool = _option(
+    soft_beam_recompute: bool = with_help(
         False, "compute each step again in the backward pass: less memory, more time"
     )
     sentence_avg: bool = II("optimization.sentence_avg")

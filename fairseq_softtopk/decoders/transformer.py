@@ -10,6 +10,7 @@ from fairseq.modules import MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor, nn
 
+from ..models.multihead_attention import TopKMultiheadAttention
 from .mixing import mix_beams, mix_embeddings
 from .output import output_lprobs
 
@@ -202,7 +203,7 @@ def _check_decoder(decoder: TransformerDecoderBase) -> None:
     for layer in decoder.layers.children():  # an iteration over them is LayerDrop's
         _check_same(layer, TransformerDecoderLayerBase, "forward", "residual_connection")
         for attention in (layer.self_attn, layer.encoder_attn):
-            if attention is not None:
+            if attention is not None and type(attention) is not TopKMultiheadAttention:
                 _check_same(attention, MultiheadAttention, "forward", "apply_sparse_mask")
                 if attention.use_xformers:
                     raise ValueError("soft_beam steps fairseq's own attention, got an xFormers attention")

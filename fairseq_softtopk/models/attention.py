@@ -1,34 +1,40 @@
-"""The attention layer of ``topk_attention``, over one or several beams of a sentence.
+"""The attention layers of the LSTM architecture, over one or several beams of a sentence.
 
-    w = softmax(f + ln A),      A = soft_topk(f, k, epsilon)        (paper, Appendix I.3)
+With h_j the encoder's state at position j, and s the decoder's state, the score of j is
 
-A is the SOFT top-k indicator of the attention scores f over the real source positions; its logarithm
-comes from the solver's exponent, so that a weight may be as small as it likes.
+    general: s^T W h_j      dot: s^T h_j      (Luong et al. 2015, eq. 8)
+    mlp:     v^T tanh(W s + U h_j)            (Bahdanau et al. 2015, Appendix A.1.2)
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from fairseq.models import FairseqEncoder
 from fairseq.models.lstm import AttentionLayer
 from torch import Tensor, nn
 
-from ..ops import log_soft_topk
+from .relaxation import Relaxation
+
+SCORES = ("general", "dot", "mlp")
 
 
 class BeamAttentionLayer(AttentionLayer):
-    """fairseq's dot-product attention, with any number of queries per sentence.
+    """fairseq's attention (``general``), with any number of queries per sentence, and any relaxation.
 
     The beams of a sentence attend to the same source: it is never repeated.
 
     Args:
         attention: the layer whose projections it takes over.
+        relaxation: from scores to weights; a softmax if there is none.
     """
 
-    def __init__(self, attention: AttentionLayer) -> None:
+    def __init__(self, attention: AttentionLayer, relaxation: Relaxation | None = None) -> None:
         nn.Module.__init__(self)
         self.input_proj, self.output_proj = attention.input_proj, attention.output_proj
+        self.relaxation = Relaxation() if relaxation is None else relaxation
 
     def forward(
         self, input: Tensor, source_hids: Tensor, encoder_padding_mask: Tensor | None
@@ -44,35 +50,100 @@ class BeamAttentionLayer(AttentionLayer):
             The attention outputs (bsz x beams, H) and the weights (srclen, bsz x beams).
         """
         source = source_hids.transpose(0, 1)  # (bsz, srclen, C)
-        queries = self.input_proj(input).view(source.size(0), -1, source.size(2))
-        scores = queries @ source.transpose(1, 2)  # (bsz, beams, srclen)
+        scores, source = self.score(input.unflatten(0, (source.size(0), -1)), source)  # (bsz, beams, srclen)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if encoder_padding_mask is not None:
             scores = scores.masked_fill(encoder_padding_mask.t().unsqueeze(1), -math.inf)
-        weights = self.attend(scores).to(source.dtype)
+        weights = self.relaxation(scores).to(source.dtype)
         context = (weights @ source).flatten(0, 1)  # (bsz x beams, C)
         output = torch.tanh(self.output_proj(torch.cat((context, input), dim=1)))
         return output, weights.flatten(0, 1).t()
 
-    def attend(self, scores: Tensor) -> Tensor:
-        """Weights of scores (..., srclen), ``-inf`` at padding; they sum to 1 over the source."""
-        return torch.softmax(scores, dim=-1)
+    def score(self, input: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (bsz, beams, srclen) of (bsz, beams, H) and (bsz, srclen, C), and the source to average."""
+        return self.input_proj(input) @ source.transpose(1, 2), source
 
 
-class TopKAttentionLayer(BeamAttentionLayer):
-    """Attention that looks at k source positions.
+class DotAttentionLayer(BeamAttentionLayer):
+    """Attention whose score is the scalar product of the two states, which must have the same size.
 
     Args:
-        attention: the layer whose projections it takes over.
-        k: how many positions to attend to; a source shorter than k gets a plain softmax.
-        epsilon: entropic weight of the selection, in units of the attention score.
+        attention: the layer whose output projection it takes over.
+        relaxation: from scores to weights.
+
+    Raises:
+        ValueError: if the encoder's and the decoder's states have different sizes.
     """
 
-    def __init__(self, attention: AttentionLayer, k: int, epsilon: float) -> None:
-        super().__init__(attention)
-        self.k, self.epsilon = k, epsilon
+    def __init__(self, attention: AttentionLayer, relaxation: Relaxation) -> None:
+        query_dim, source_dim = attention.input_proj.in_features, attention.input_proj.out_features
+        if query_dim != source_dim:
+            raise ValueError(
+                "--attention-score dot wants encoder and decoder states of one size, got an encoder output of "
+                f"{source_dim} and --decoder-hidden-size {query_dim}"
+            )
+        super().__init__(attention, relaxation)
+        del self.input_proj
 
-    def attend(self, scores: Tensor) -> Tensor:
-        """``softmax(f + ln A)``."""
-        k = (scores != -math.inf).sum(-1).clamp(max=self.k)
-        return torch.softmax(scores + log_soft_topk(scores, k, epsilon=self.epsilon), dim=-1)
+    def score(self, input: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`BeamAttentionLayer`."""
+        return input @ source.transpose(1, 2), source
+
+
+class MLPAttentionLayer(BeamAttentionLayer):
+    """Attention whose score is a network with one hidden layer, as wide as the decoder's state.
+
+    Its source is the output of a :class:`KeyedEncoder`, which holds U: U h_j is computed once per sentence.
+
+    Args:
+        attention: the layer whose output projection it takes over.
+        relaxation: from scores to weights.
+    """
+
+    def __init__(self, attention: AttentionLayer, relaxation: Relaxation) -> None:
+        super().__init__(attention, relaxation)
+        hidden_dim = attention.input_proj.in_features
+        self.input_proj = _linear(hidden_dim, hidden_dim)
+        self.score_proj = _linear(hidden_dim, 1)
+        self.hidden_dim = hidden_dim
+
+    def score(self, input: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`BeamAttentionLayer`; the source (bsz, srclen, C + H) holds the keys, too."""
+        source, keys = source.split((source.size(2) - self.hidden_dim, self.hidden_dim), dim=2)
+        hidden = torch.tanh(self.input_proj(input).unsqueeze(2) + keys.unsqueeze(1))  # (bsz, beams, srclen, H)
+        return self.score_proj(hidden).squeeze(3), source
+
+
+class KeyedEncoder(FairseqEncoder):
+    """An LSTM encoder whose output (srclen, bsz, C + keys_dim) holds U h_j beside each h_j.
+
+    Args:
+        encoder: fairseq's ``LSTMEncoder``.
+        keys_dim: size of a key.
+    """
+
+    def __init__(self, encoder: FairseqEncoder, keys_dim: int) -> None:
+        super().__init__(encoder.dictionary)
+        self.encoder = encoder
+        self.keys_proj = _linear(encoder.output_units, keys_dim)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        """What the encoder returns, with the keys."""
+        states, *others = self.encoder(*args, **kwargs)
+        return torch.cat((states, self.keys_proj(states)), dim=2), *others
+
+    def reorder_encoder_out(self, encoder_out: tuple[Tensor, ...], new_order: Tensor) -> tuple[Tensor, ...]:
+        """Sentences in another order, as the encoder does it."""
+        reordered: tuple[Tensor, ...] = self.encoder.reorder_encoder_out(encoder_out, new_order)
+        return reordered
+
+    def max_positions(self) -> Any:
+        """Longest source that the encoder takes."""
+        return self.encoder.max_positions()
+
+
+def _linear(in_features: int, out_features: int) -> nn.Linear:
+    """Without a bias, and with the initial weights of fairseq's LSTM."""
+    linear = nn.Linear(in_features, out_features, bias=False)
+    nn.init.uniform_(linear.weight, -0.1, 0.1)
+    return linear

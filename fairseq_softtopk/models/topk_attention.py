@@ -1,61 +1,59 @@
 """The architecture ``topk_attention``: fairseq's LSTM with an attention that looks at k source tokens."""
 
-import math
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Optional
 
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq import utils
+from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.lstm import LSTMModel, base_architecture
 from omegaconf import DictConfig, OmegaConf
 
-from .attention import BeamAttentionLayer, TopKAttentionLayer
-
-RELAXATIONS = ("soft_topk", "softmax")
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+from ..options import with_help
+from .attention import SCORES, BeamAttentionLayer, DotAttentionLayer, KeyedEncoder, MLPAttentionLayer
+from .relaxation import Relaxation, RelaxationConfig
 
 
 @dataclass
-class TopKAttentionConfig(FairseqDataclass):
-    """Options of ``--arch topk_attention``: those of fairseq's ``lstm``, with its defaults, and three more."""
+class TopKAttentionConfig(RelaxationConfig):
+    """Options of ``--arch topk_attention``: those of fairseq's ``lstm``, with its defaults, and its own."""
 
-    attention_top_k: int = _option(5, "k: how many source tokens to attend to, at least 1")
-    attention_epsilon: float = _option(
-        0.1, "entropic weight of the selection, positive, in units of the attention score"
+    attention_score: ChoiceEnum(SCORES) = with_help(  # type: ignore[valid-type]
+        "general",
+        "general: one matrix between the two states, as in fairseq's lstm (Luong et al. 2015); dot: their "
+        "scalar product; mlp: a network with a hidden layer (Bahdanau et al. 2015)",
     )
-    attention_relaxation: ChoiceEnum(RELAXATIONS) = _option(  # type: ignore[valid-type]
-        "soft_topk", "soft_topk: attend to the k best; softmax: to all, as fairseq's lstm does"
+    dropout: Optional[float] = with_help(None, "dropout probability")
+    encoder_embed_dim: Optional[int] = with_help(None, "encoder embedding dimension")
+    encoder_embed_path: Optional[str] = with_help(None, "path to pre-trained encoder embedding")
+    encoder_freeze_embed: bool = with_help(False, "freeze encoder embeddings")
+    encoder_hidden_size: Optional[int] = with_help(None, "encoder hidden size")
+    encoder_layers: Optional[int] = with_help(None, "number of encoder layers")
+    encoder_bidirectional: bool = with_help(False, "make all layers of encoder bidirectional")
+    decoder_embed_dim: Optional[int] = with_help(None, "decoder embedding dimension")
+    decoder_embed_path: Optional[str] = with_help(None, "path to pre-trained decoder embedding")
+    decoder_freeze_embed: bool = with_help(False, "freeze decoder embeddings")
+    decoder_hidden_size: Optional[int] = with_help(None, "decoder hidden size")
+    decoder_layers: Optional[int] = with_help(None, "number of decoder layers")
+    decoder_out_embed_dim: Optional[int] = with_help(None, "decoder output embedding dimension")
+    decoder_attention: Optional[str] = with_help(None, "must be True: without attention, use --arch lstm")
+    adaptive_softmax_cutoff: Optional[str] = with_help(
+        None, "comma separated list of adaptive softmax cutoff points, for --criterion adaptive_loss"
     )
-    dropout: Optional[float] = _option(None, "dropout probability")
-    encoder_embed_dim: Optional[int] = _option(None, "encoder embedding dimension")
-    encoder_embed_path: Optional[str] = _option(None, "path to pre-trained encoder embedding")
-    encoder_freeze_embed: bool = _option(False, "freeze encoder embeddings")
-    encoder_hidden_size: Optional[int] = _option(None, "encoder hidden size")
-    encoder_layers: Optional[int] = _option(None, "number of encoder layers")
-    encoder_bidirectional: bool = _option(False, "make all layers of encoder bidirectional")
-    decoder_embed_dim: Optional[int] = _option(None, "decoder embedding dimension")
-    decoder_embed_path: Optional[str] = _option(None, "path to pre-trained decoder embedding")
-    decoder_freeze_embed: bool = _option(False, "freeze decoder embeddings")
-    decoder_hidden_size: Optional[int] = _option(None, "decoder hidden size")
-    decoder_layers: Optional[int] = _option(None, "number of decoder layers")
-    decoder_out_embed_dim: Optional[int] = _option(None, "decoder output embedding dimension")
-    share_decoder_input_output_embed: bool = _option(False, "share decoder input and output embeddings")
-    share_all_embeddings: bool = _option(
+    share_decoder_input_output_embed: bool = with_help(False, "share decoder input and output embeddings")
+    share_all_embeddings: bool = with_help(
         False, "share encoder, decoder and output embeddings (joint dictionary, equal sizes)"
     )
-    encoder_dropout_in: Optional[float] = _option(None, "dropout of the encoder's input embedding")
-    encoder_dropout_out: Optional[float] = _option(None, "dropout of the encoder's output")
-    decoder_dropout_in: Optional[float] = _option(None, "dropout of the decoder's input embedding")
-    decoder_dropout_out: Optional[float] = _option(None, "dropout of the decoder's output")
+    encoder_dropout_in: Optional[float] = with_help(None, "dropout of the encoder's input embedding")
+    encoder_dropout_out: Optional[float] = with_help(None, "dropout of the encoder's output")
+    decoder_dropout_in: Optional[float] = with_help(None, "dropout of the decoder's input embedding")
+    decoder_dropout_out: Optional[float] = with_help(None, "dropout of the decoder's output")
 
 
 @register_model("topk_attention", dataclass=TopKAttentionConfig)
 class TopKAttentionModel(LSTMModel):
-    """fairseq's LSTM encoder-decoder with :class:`.attention.TopKAttentionLayer`."""
+    """fairseq's LSTM encoder-decoder with an attention layer of :mod:`.attention`."""
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
@@ -64,30 +62,26 @@ class TopKAttentionModel(LSTMModel):
 
     @classmethod
     def build_model(cls, cfg: DictConfig | Namespace, task: Any) -> "TopKAttentionModel":
-        """Builds fairseq's LSTM and gives its attention layer the top-k.
+        """Builds fairseq's LSTM and exchanges its attention layer.
 
         Raises:
             ValueError: if an option is out of range.
+            ImportError: if the relaxation needs a package that is not there.
         """
         options = vars(cfg) if isinstance(cfg, Namespace) else OmegaConf.to_container(cfg)
         args = Namespace(**{"criterion": None, **{k: v for k, v in options.items() if v is not None}})
-        k, epsilon = args.attention_top_k, args.attention_epsilon
-        relaxation = str(args.attention_relaxation)
-        if k < 1:
-            raise ValueError(f"--attention-top-k must be at least 1, got {k}")
-        if not 0 < epsilon < math.inf:
-            raise ValueError(f"--attention-epsilon must be positive and finite, got {epsilon}")
-        if relaxation not in RELAXATIONS:
-            raise ValueError(
-                f"--attention-relaxation must be one of {', '.join(RELAXATIONS)}, got {relaxation}"
-            )
+        relaxation, score = Relaxation.from_args(args), str(args.attention_score)
+        if score not in SCORES:
+            raise ValueError(f"--attention-score must be one of {', '.join(SCORES)}, got {score}")
+        base_architecture(args)
+        if not utils.eval_bool(args.decoder_attention):
+            raise ValueError(f"--decoder-attention must be True, got {args.decoder_attention}: use --arch lstm")
         model: TopKAttentionModel = super().build_model(args, task)
-        attention = model.decoder.attention
-        model.decoder.attention = (
-            BeamAttentionLayer(attention)
-            if relaxation == "softmax"
-            else TopKAttentionLayer(attention, k, epsilon)
-        )
+        decoder = model.decoder
+        layer = {"general": BeamAttentionLayer, "dot": DotAttentionLayer, "mlp": MLPAttentionLayer}[score]
+        decoder.attention = layer(decoder.attention, relaxation)
+        if score == "mlp":
+            model.encoder = KeyedEncoder(model.encoder, decoder.hidden_size)
         return model
 
 
@@ -101,4 +95,38 @@ def topk_attention_tiny(args: Namespace) -> None:
     args.decoder_hidden_size = getattr(args, "decoder_hidden_size", 256)
     args.decoder_out_embed_dim = getattr(args, "decoder_out_embed_dim", 256)
     args.share_decoder_input_output_embed = getattr(args, "share_decoder_input_output_embed", True)
+    base_architecture(args)
+
+
+@register_model_architecture("topk_attention", "topk_attention_opennmt")
+def topk_attention_opennmt(args: Namespace) -> None:
+    """OpenNMT's default, with which the paper's Table 4 was made: 2 layers of 500, dropout between them 0.3."""
+    args.dropout = getattr(args, "dropout", 0.3)
+    args.encoder_dropout_in = getattr(args, "encoder_dropout_in", 0.0)
+    args.decoder_dropout_in = getattr(args, "decoder_dropout_in", 0.0)
+    args.encoder_embed_dim = getattr(args, "encoder_embed_dim", 500)
+    args.encoder_hidden_size = getattr(args, "encoder_hidden_size", 500)
+    args.encoder_layers = getattr(args, "encoder_layers", 2)
+    args.decoder_embed_dim = getattr(args, "decoder_embed_dim", 500)
+    args.decoder_hidden_size = getattr(args, "decoder_hidden_size", 500)
+    args.decoder_layers = getattr(args, "decoder_layers", 2)
+    args.decoder_out_embed_dim = getattr(args, "decoder_out_embed_dim", 500)
+    base_architecture(args)
+
+
+@register_model_architecture("topk_attention", "topk_attention_bahdanau")
+def topk_attention_bahdanau(args: Namespace) -> None:
+    """The sizes of RNNsearch (Bahdanau et al. 2015), with which the paper's Table 2 was made.
+
+    An LSTM for its GRU, a linear layer of 500 for its maxout layer, and a score of the state that the step
+    leads to for one of the state that it starts from.
+    """
+    args.dropout = getattr(args, "dropout", 0.0)
+    args.attention_score = getattr(args, "attention_score", "mlp")
+    args.encoder_embed_dim = getattr(args, "encoder_embed_dim", 620)
+    args.encoder_hidden_size = getattr(args, "encoder_hidden_size", 1000)
+    args.encoder_bidirectional = getattr(args, "encoder_bidirectional", True)
+    args.decoder_embed_dim = getattr(args, "decoder_embed_dim", 620)
+    args.decoder_hidden_size = getattr(args, "decoder_hidden_size", 1000)
+    args.decoder_out_embed_dim = getattr(args, "decoder_out_embed_dim", 500)
     base_architecture(args)

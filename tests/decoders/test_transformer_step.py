@@ -30,6 +30,8 @@ MODELS = [
     ("transformer", {"checkpoint_activations": True}),
     ("transformer", {"decoder_layers": 1, "decoder_attention_heads": 1}),
     ("transformer_align", {}),
+    ("topk_attention_transformer", {}),
+    ("topk_attention_transformer", {"attention_relaxation": "entmax15"}),
 ]
 STATES = [{}, {"cross_self_attention": True}]
 

@@ -1,79 +1,50 @@
-import math
-
 import pytest
 import torch
-from fairseq.models.lstm import AttentionLayer
+from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.models import build_model
 
-from fairseq_softtopk.models.attention import BeamAttentionLayer, TopKAttentionLayer
-from fairseq_softtopk.ops import soft_topk
+import fairseq_softtopk.plugin  # noqa: F401  (registers the architectures)
+from fairseq_softtopk.models.attention import MLPAttentionLayer
+from fairseq_softtopk.models.relaxation import RELAXATIONS
 
-
-def make_layer(k=3, epsilon=0.1):
-    return TopKAttentionLayer(AttentionLayer(6, 8, 6), k, epsilon)
-
-
-def test_is_the_softmax_of_the_scores_plus_the_log_indicator():
-    scores = torch.randn(4, 1, 9, dtype=torch.float64)
-    indicator = soft_topk(scores, 3, epsilon=0.5)
-    expected = torch.softmax(scores + indicator.log(), dim=-1)
-    torch.testing.assert_close(make_layer(epsilon=0.5).attend(scores), expected)
-
-
-def test_small_epsilon_attends_to_exactly_k():
-    scores = torch.randn(4, 2, 9)
-    weights = make_layer(k=3, epsilon=1e-6).attend(scores)
-    assert (weights > 1e-30).sum(-1).eq(3).all()
-    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(3).indices, True)
-    expected = torch.softmax(scores.masked_fill(~kept, -math.inf), dim=-1)
-    torch.testing.assert_close(weights, expected)
+TRANSFORMER = "topk_attention_transformer"
+MODELS = [
+    *[("topk_attention", {"attention_relaxation": kind}) for kind in RELAXATIONS],
+    ("topk_attention", {"attention_score": "dot"}),
+    ("topk_attention", {"attention_score": "mlp", "encoder_bidirectional": True}),
+    ("topk_attention", {"encoder_bidirectional": True, "encoder_layers": 2, "decoder_layers": 2}),
+    ("topk_attention", {"share_all_embeddings": True, "encoder_freeze_embed": True}),
+    ("topk_attention", {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "6,10"}),
+    *[(TRANSFORMER, {"attention_relaxation": kind}) for kind in RELAXATIONS],
+    (TRANSFORMER, {"decoder_normalize_before": True, "share_all_embeddings": True}),
+    (TRANSFORMER, {"encoder_embed_dim": 12, "checkpoint_activations": True}),
+]
 
 
-def test_padding_has_no_weight_and_a_short_source_gets_plain_softmax():
-    scores = torch.randn(3, 1, 6)
-    scores[1, :, 4:], scores[2, :, 2:] = -math.inf, -math.inf
-    weights = make_layer(k=3).attend(scores)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 1))
-    assert weights[1, :, 4:].eq(0).all() and weights[2, :, 2:].eq(0).all()
-    torch.testing.assert_close(weights[2], torch.softmax(scores[2], dim=-1))  # two tokens, k = 3
-    torch.testing.assert_close(weights[1, :, :4], make_layer(k=3).attend(scores[1, :, :4]))
-
-
-def test_softmax_relaxation_is_the_stock_layer():
-    stock = AttentionLayer(6, 8, 6)
-    source, queries = torch.randn(5, 3, 8), torch.randn(3, 6)
-    mask = torch.tensor([[False] * 3] * 4 + [[True, False, True]])
-    for got, expected in zip(
-        BeamAttentionLayer(stock)(queries, source, mask), stock(queries, source, mask), strict=True
-    ):
-        torch.testing.assert_close(got, expected)
-
-
-def test_beams_attend_as_if_the_source_were_repeated():
-    layer, source, mask = make_layer(), torch.randn(5, 3, 8), torch.zeros(5, 3, dtype=torch.bool)
-    queries = torch.randn(3 * 4, 6)
-    got = layer(queries, source, mask)
-    expected = layer(queries, source.repeat_interleave(4, 1), mask.repeat_interleave(4, 1))
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_incremental_decoding_equals_the_full_forward_pass(make_model, make_sample):
-    model, sample = (
-        make_model("topk_attention", encoder_bidirectional=True).eval(),
-        make_sample([(6, 7), (3, 5)]),
-    )
+@pytest.mark.parametrize("arch, settings", MODELS)
+def test_incremental_decoding_equals_the_full_forward_pass(
+    make_model, make_sample, exact_softmax, arch, settings
+):
+    model, sample = make_model(arch, **settings).eval(), make_sample([(6, 7), (3, 5)])
     net_input, state = sample["net_input"], {}
     expected, attention = model(**net_input)
     encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
     tokens = net_input["prev_output_tokens"]
     for step in range(tokens.size(1)):
         got, step_attention = model.decoder(tokens[:, : step + 1], encoder_out, incremental_state=state)
-        torch.testing.assert_close(got[:, 0], expected[:, step])
-        torch.testing.assert_close(step_attention[:, 0], attention[:, step])
+        if arch == TRANSFORMER:
+            step_attention, whole = step_attention["attn"][0], attention["attn"][0]
+        else:
+            whole = attention
+        written = tokens[:, step] != 1
+        torch.testing.assert_close(got[written, 0], expected[written, step])
+        torch.testing.assert_close(step_attention[written, 0], whole[written, step])
 
 
-def test_the_shorter_source_is_not_disturbed_by_its_padding(make_model, make_sample):
-    model, sample = make_model("topk_attention").eval(), make_sample([(6, 4), (2, 4)])
+@pytest.mark.parametrize("arch, settings", MODELS)
+def test_a_sentence_is_not_disturbed_by_its_padding(make_model, make_sample, arch, settings):
+    model, sample = make_model(arch, **settings).eval(), make_sample([(6, 4), (2, 4)])
     net_input = sample["net_input"]
     row = int(net_input["src_lengths"].argmin())
     source = net_input["src_tokens"][row]
@@ -83,14 +54,76 @@ def test_the_shorter_source_is_not_disturbed_by_its_padding(make_model, make_sam
     torch.testing.assert_close(model(**net_input)[0][row], alone[0])
 
 
+@pytest.mark.parametrize("arch, settings", MODELS)
+def test_every_parameter_has_a_gradient(make_model, make_sample, arch, settings):
+    model, sample = make_model(arch, **settings), make_sample([(6, 7), (5, 5)])
+    model(**sample["net_input"])[0].square().sum().backward()
+    frozen = "embed_tokens" if settings.get("encoder_freeze_embed") else "adaptive_softmax"
+    unused = [
+        name
+        for name, parameter in model.named_parameters()
+        if frozen not in name and (parameter.grad is None or not parameter.grad.isfinite().all())
+    ]
+    assert not unused
+
+
+@pytest.mark.parametrize("arch, stock", [("topk_attention", "lstm"), (TRANSFORMER, "transformer")])
+def test_softmax_is_the_stock_model_and_takes_its_parameters(make_model, make_sample, arch, stock):
+    expected, model = make_model(stock), make_model(arch, attention_relaxation="softmax")
+    model.load_state_dict(expected.state_dict())
+    sample = make_sample([(6, 7), (3, 5)])
+    torch.testing.assert_close(model(**sample["net_input"])[0], expected(**sample["net_input"])[0])
+
+
+@pytest.mark.parametrize("arch", ["topk_attention", TRANSFORMER])
+def test_the_schedule_of_epsilon_is_that_of_the_updates(make_model, arch):
+    schedule = {"attention_epsilon_schedule": "linear", "attention_epsilon": 1.0, "attention_epsilon_end": 0.5}
+    model = make_model(arch, **schedule, attention_epsilon_updates=10)
+    model.set_num_updates(4)  # as fairseq's trainer does
+    loaded = make_model(arch, **schedule, attention_epsilon_updates=10)
+    loaded.load_state_dict(model.state_dict())
+    epsilons = [m.epsilon for net in (model, loaded) for m in net.modules() if hasattr(m, "epsilon")]
+    assert len(epsilons) >= 2 and epsilons == pytest.approx([0.8] * len(epsilons))
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_the_weights_of_a_transformer_are_those_of_its_heads(make_model, make_sample, heads):
+    model, sample = make_model(TRANSFORMER, attention_epsilon=1e-4).eval(), make_sample([(6, 4), (5, 4)])
+    seen = []
+    layer = model.decoder.layers[-1].encoder_attn
+    layer.relaxation.register_forward_hook(lambda module, scores, weights: seen.append(weights))
+    states = model.encoder(sample["net_input"]["src_tokens"], sample["net_input"]["src_lengths"])
+    source, mask = states["encoder_out"][0], states["encoder_padding_mask"][0]
+    queries = torch.randn(4, 2, 8, dtype=torch.float64)
+    _, weights = layer(queries, source, source, mask, static_kv=True, need_head_weights=heads)
+    assert (seen[0] > 1e-6).sum(-1).eq(2).all()  # k for every head
+    assert (seen[0] > 1e-6).any(1).sum(-1).gt(2).any()  # which do not look at the same positions
+    torch.testing.assert_close(weights, seen[0].transpose(0, 1) if heads else seen[0].mean(1))
+
+
 @pytest.mark.parametrize(
-    "options, message",
+    "arch, layers, dropout", [("topk_attention_opennmt", 2, 0.3), ("topk_attention_bahdanau", 1, 0.0)]
+)
+def test_presets_build_from_the_command_line(task, arch, layers, dropout):
+    parser = options.get_training_parser()
+    args = options.parse_args_and_arch(parser, ["data-bin", "--arch", arch, "--attention-top-k", "3"])
+    model = build_model(convert_namespace_to_omegaconf(args).model, task)
+    decoder = model.decoder
+    assert len(decoder.layers) == layers and decoder.dropout_out_module.p == dropout
+    assert decoder.attention.relaxation.k == 3
+    assert isinstance(decoder.attention, MLPAttentionLayer) == (arch == "topk_attention_bahdanau")
+
+
+@pytest.mark.parametrize(
+    "arch, settings, message",
     [
-        ({"attention_top_k": 0}, "--attention-top-k must be at least 1, got 0"),
-        ({"attention_epsilon": 0.0}, "--attention-epsilon must be positive and finite, got 0.0"),
-        ({"attention_relaxation": "sparsemax"}, "--attention-relaxation must be one of soft_topk, softmax"),
+        ("topk_attention", {"attention_top_k": 0}, "--attention-top-k must be at least 1, got 0"),
+        ("topk_attention", {"decoder_attention": "False"}, "--decoder-attention must be True, got False"),
+        ("topk_attention", {"attention_score": "cosine"}, "--attention-score must be one of general, dot, mlp"),
+        (TRANSFORMER, {"attention_epsilon": 0.0}, "--attention-epsilon must be positive and finite, got 0.0"),
+        (TRANSFORMER, {"no_cross_attention": True}, "wants the decoder's layers as fairseq builds them"),
     ],
 )
-def test_bad_options_name_the_value(make_model, options, message):
+def test_bad_options_name_the_value(make_model, arch, settings, message):
     with pytest.raises(ValueError, match=message):
-        make_model("topk_attention", **options)
+        make_model(arch, **settings)

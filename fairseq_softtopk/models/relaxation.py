@@ -1,0 +1,142 @@
+"""From attention scores to attention weights, for every ``topk_attention`` architecture alike.
+
+    w = softmax(f + ln A),      A = soft_topk(f, k, epsilon)        (paper, Appendix I.3)
+
+A is the SOFT top-k indicator of the attention scores f over the real source positions; its logarithm
+comes from the solver's exponent, so that a weight may be as small as it likes.
+"""
+
+import math
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from torch import Tensor, nn
+
+from ..ops import log_soft_topk
+from ..options import with_help
+from ..schedules import SCHEDULES, Schedule
+
+RELAXATIONS = ("soft_topk", "softmax", "hard_topk", "sparsemax", "entmax15")
+FROM_ENTMAX = ("sparsemax", "entmax15")
+
+
+@dataclass
+class RelaxationConfig(FairseqDataclass):
+    """Options that all ``topk_attention`` architectures have."""
+
+    attention_relaxation: ChoiceEnum(RELAXATIONS) = with_help(  # type: ignore[valid-type]
+        "soft_topk",
+        "soft_topk: attend to the k best; softmax: to all, as fairseq's own models do; hard_topk: a softmax "
+        "over the k best and no others; sparsemax, entmax15: to those that these leave, which need the "
+        "package entmax",
+    )
+    attention_top_k: int = with_help(5, "k: how many source tokens to attend to, at least 1")
+    attention_epsilon: float = with_help(
+        0.1, "entropic weight of the selection, positive, in units of the attention score"
+    )
+    attention_epsilon_schedule: ChoiceEnum(SCHEDULES) = with_help(  # type: ignore[valid-type]
+        "constant", "how epsilon goes from --attention-epsilon to --attention-epsilon-end"
+    )
+    attention_epsilon_end: float = with_help(0.01, "epsilon at the end of its schedule, positive")
+    attention_epsilon_updates: int = with_help(0, "updates that the schedule takes")
+
+
+class Relaxation(nn.Module):
+    """Attention weights of attention scores.
+
+    Its epsilon is that of the number of updates that the model has been trained for, which is saved in
+    checkpoints, so that a model translates with the epsilon that it was trained with last.
+
+    Args:
+        kind: one of :data:`RELAXATIONS`.
+        k: how many positions to attend to; a source shorter than k gets a plain softmax.
+        epsilon: entropic weight of the selection, in units of the attention score.
+
+    Raises:
+        ValueError: if ``kind`` is unknown, or k or epsilon is out of range.
+        ImportError: if ``kind`` needs the package entmax and it is not there.
+    """
+
+    def __init__(self, kind: str = "softmax", k: int = 1, epsilon: float | Schedule = 0.1) -> None:
+        super().__init__()
+        if not isinstance(epsilon, Schedule):
+            epsilon = Schedule("--attention-epsilon", epsilon, epsilon, 0, "constant")
+        if kind not in RELAXATIONS:
+            raise ValueError(f"--attention-relaxation must be one of {', '.join(RELAXATIONS)}, got {kind}")
+        if k < 1:
+            raise ValueError(f"--attention-top-k must be at least 1, got {k}")
+        for end, value in (("", epsilon.start), ("-end", epsilon.end)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{epsilon.name}{end} must be positive and finite, got {value}")
+        if kind in FROM_ENTMAX and find_spec("entmax") is None:
+            raise ImportError(f"--attention-relaxation {kind} needs the package entmax: pip install entmax")
+        self.kind, self.k, self.schedule = kind, k, epsilon
+        self.num_updates = 0
+
+    @classmethod
+    def from_args(cls, args: Namespace) -> "Relaxation":
+        """The relaxation that the options of :class:`RelaxationConfig` ask for."""
+        epsilon = Schedule(
+            "--attention-epsilon",
+            args.attention_epsilon,
+            args.attention_epsilon_end,
+            args.attention_epsilon_updates,
+            str(args.attention_epsilon_schedule),
+        )
+        return cls(str(args.attention_relaxation), args.attention_top_k, epsilon)
+
+    @property
+    def epsilon(self) -> float:
+        """Epsilon of the moment."""
+        return self.schedule.at(self.num_updates)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Weights that sum to 1 over the last dimension, float32 or wider.
+
+        Args:
+            scores: (..., srclen), ``-inf`` at padding, where the weight is 0.
+        """
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        if self.kind == "soft_topk":
+            k = (scores != -math.inf).sum(-1).clamp(max=self.k)
+            scores = scores + log_soft_topk(scores, k, epsilon=self.epsilon)
+        elif self.kind == "hard_topk":
+            best = scores.topk(min(self.k, scores.size(-1)), dim=-1)
+            scores = torch.full_like(scores, -math.inf).scatter(-1, best.indices, best.values)
+        elif self.kind in FROM_ENTMAX:
+            return self._from_entmax(scores)
+        return torch.softmax(scores, dim=-1)
+
+    def _from_entmax(self, scores: Tensor) -> Tensor:
+        # Both give what is 2 below the best a weight of exactly 0; -inf would become NaN.
+        low = scores.detach().amax(-1, keepdim=True) - 4
+        transform: Callable[..., Tensor] = getattr(import_module("entmax"), self.kind)
+        return transform(torch.where(scores == -math.inf, low, scores), dim=-1)
+
+    # fairseq calls the next one before every update, and the last one on what it loads.
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Sets the number of updates that the model has been trained for."""
+        self.num_updates = num_updates
+
+    def get_extra_state(self) -> Tensor:
+        """The number of updates, as a tensor, which ``average_checkpoints.py`` and ``weights_only`` want."""
+        return torch.tensor(self.num_updates)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restores what a checkpoint says."""
+        self.num_updates = int(state)
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+        """Lets fairseq's own models load as these architectures."""
+        state_dict.setdefault(f"{name}._extra_state", self.get_extra_state())
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"{self.kind}, k={self.k}, epsilon={self.epsilon:g}"
