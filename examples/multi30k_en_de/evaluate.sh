@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Scores a model on the test set, once: bash evaluate.sh NAME
+# Scores a model on the test set, once: bash evaluate.sh EXPERIMENT/NAME
 #
-# The length penalty is the one that is best on the validation set.  Writes into RUN/models/NAME:
+# The length penalty is the one that is best on the validation set.  Writes into RUN/models/EXPERIMENT/NAME:
 # valid-LENPEN.txt for each of LENPENS, lenpen (the chosen one), test.txt, and the scores of them all.
 #
 #   LENPENS="0.5 1 1.5 2 2.5"

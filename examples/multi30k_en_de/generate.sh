@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Translates a split by beam search: bash generate.sh CHECKPOINT SPLIT OUT [fairseq-generate options...]
 #
-#   bash generate.sh runs/multi30k_en_de/models/control/seed1/model.pt test out.txt --lenpen 1.5
+#   bash generate.sh runs/multi30k_en_de/models/finetuning/control/seed1/model.pt test out.txt --lenpen 1.5
 #
 # SPLIT is valid or test.  OUT gets a line for each sentence: lower-cased tokens, without BPE.
 #
@@ -19,11 +19,14 @@ shift 3
 [ -f "$checkpoint" ] || fail "$checkpoint is not there"
 [ -f "$RUN/text/$split.tok.de" ] || fail "there is no split $split in $RUN/text: valid or test"
 
+words=() # an unknown word is translated by the source word that is attended to most, as in the paper
+if [ "$BPE_MERGES" -eq 0 ]; then words=(--replace-unk); fi
+
 rm -f "$out.log"
 logged "$out.log" fairseq-generate "$RUN/data-bin" --user-dir "$PLUGIN" --path "$checkpoint" \
   --gen-subset "$split" --source-lang en --target-lang de \
   --beam 5 --max-len-a 2 --max-len-b 10 --post-process subword_nmt \
-  --max-tokens 4000 --required-batch-size-multiple 1 --num-workers 0 "$@"
+  --max-tokens 4000 --required-batch-size-multiple 1 --num-workers 0 "${words[@]}" "$@"
 grep '^D-' "$out.log" | sed 's/^D-//' | sort -n | cut -f3 > "$out.part"
 
 # From Python 3.11 on, fairseq drops sentences in silence if --required-batch-size-multiple is not 1.

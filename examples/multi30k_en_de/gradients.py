@@ -1,6 +1,6 @@
 """Says how the gradient of every system's beam compares with that of teacher forcing.
 
-``python gradients.py DATA-BIN CHECKPOINT`` prints, for every line of ``systems.txt`` and over batches of the
+``python gradients.py DATA-BIN CHECKPOINT`` prints, for every line of ``finetuning.txt`` and over batches of the
 validation set of several lengths, the norm of the gradient per token and its cosine with that of teacher
 forcing on the same batch: the beam alone (rho = 0), without dropout.
 """
@@ -25,7 +25,7 @@ PLUGIN = RECIPE.parents[1] / "fairseq_softtopk"
 
 def read_systems() -> dict[str, list[str]]:
     """Name and options of every system but the control."""
-    lines = [line.split() for line in (RECIPE / "systems.txt").read_text().splitlines()]
+    lines = [line.split() for line in (RECIPE / "finetuning.txt").read_text().splitlines()]
     systems = {line[0]: line[1:] for line in lines if line and not line[0].startswith("#")}
     del systems["control"]
     return systems

@@ -16,8 +16,8 @@ export TRAIN_PAIRS=${TRAIN_PAIRS:-29000}            # at most so many sentence p
 export HELD_OUT=${HELD_OUT:-1014}                   # the same of validation and test
 
 # Training
-export ATTENTION=${ATTENTION:-softmax}              # or soft_topk
-export PRETRAIN_EPOCHS=${PRETRAIN_EPOCHS:-10}
+export ATTENTION=${ATTENTION:-softmax}              # or another --attention-relaxation, for fine-tuning
+export EPOCHS=${EPOCHS:-}                           # of training from scratch; empty: see train.sh
 export UPDATES=${UPDATES:-600}                       # of fine-tuning, for every system
 export PRETRAINED=${PRETRAINED:-}                   # a checkpoint to fine-tune from; empty: pre-train one
 
@@ -25,7 +25,7 @@ export PRETRAINED=${PRETRAINED:-}                   # a checkpoint to fine-tune 
 export LENPENS=${LENPENS:-0.5 1 1.5 2 2.5}          # length penalties to choose from, on validation
 
 # What to run, and how
-export SYSTEMS=${SYSTEMS:-}                         # names in systems.txt; empty: all
+export SYSTEMS=${SYSTEMS:-}                         # names in the experiment's list; empty: all
 export SEEDS=${SEEDS:-1 2 3}
 export JOBS=${JOBS:-2}                              # at a time
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}        # threads of each

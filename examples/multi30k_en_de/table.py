@@ -1,9 +1,9 @@
 """Reads the scores of the recipe's models.
 
 ``python table.py choose FOLDER`` prints the length penalty with the best validation BLEU of a model, the
-smallest if several are equal.  ``python table.py write RUN`` writes ``results.tsv``, a row for each system and
-seed, and ``results.md``, a row for each system, with the difference from ``control`` of the same seed, and
-prints the latter.
+smallest if several are equal.  ``python table.py write FOLDER`` writes into the folder of an experiment
+``results.tsv``, a row for each system and seed, and ``results.md``, a row for each system, with the difference
+from the control of the same seed, and prints the latter.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
-
-FIRST = ("pretrained", "control")  # rows; the other systems follow by name
 
 
 class Bleu(NamedTuple):
@@ -114,9 +112,8 @@ def read_row(folder: Path, models: Path) -> Row:
     )
 
 
-def read_rows(run: Path) -> tuple[list[Row], list[str]]:
+def read_rows(models: Path, control: str) -> tuple[list[Row], list[str]]:
     """All models that are finished, in the order of the table, and the signatures of their test scores."""
-    models = run / "models"
     folders = [path.parent for path in models.rglob("test.txt.bleu.json")]
     if not folders:
         raise SystemExit(f"table.py: nothing in {models} has been scored on the test set")
@@ -130,11 +127,10 @@ def read_rows(run: Path) -> tuple[list[Row], list[str]]:
             raise SystemExit(f"table.py: the systems were scored differently: {', '.join(sorted(found))}")
         signatures += found
     rows = [read_row(folder, models) for folder in folders]
-    return sorted(rows, key=lambda row: (_rank(row.system), row.seed)), signatures
-
-
-def _rank(system: str) -> tuple[int, str]:
-    return (FIRST.index(system) if system in FIRST else len(FIRST)), system
+    first = ("pretrained", control)
+    return sorted(
+        rows, key=lambda row: (row.system not in first, row.system != "pretrained", row.system, row.seed)
+    ), signatures
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -155,14 +151,14 @@ def write_tsv(rows: list[Row], path: Path) -> None:
 
 HEADER = (
     "system", "seeds", "updates", "length penalty", "validation BLEU", "test BLEU", "brevity penalty",
-    "at length penalty 1", "1- to 4-gram precision", "detokenised BLEU", "above control", "p", "hours",
+    "at length penalty 1", "1- to 4-gram precision", "detokenised BLEU", "above {control}", "p", "hours",
 )  # fmt: skip
 
 
 NOTES = """\
 Mean (lowest to highest) over seeds. The length penalty, by seed, is the one with the best validation BLEU.
-Brevity penalty: of the test set; at length penalty 1, of the validation set. Above control: test BLEU less that
-of control with the same seed; p: of a paired bootstrap test between the two, by seed."""
+Brevity penalty: of the test set; at length penalty 1, of the validation set. Above {control}: test BLEU less
+that of {control} with the same seed; p: of a paired bootstrap test between the two, by seed."""
 
 
 def cells(rows: list[Row]) -> list[str]:
@@ -194,16 +190,17 @@ def spread(values: Iterable[float | None], digits: int = 2, sign: str = "") -> s
     return middle if len(known) == 1 else f"{middle} ({lowest} to {highest})"
 
 
-def markdown(rows: list[Row], signatures: list[str]) -> str:
+def markdown(rows: list[Row], signatures: list[str], control: str) -> str:
     """The table, one row a system, and what its numbers are."""
+    header = [name.format(control=control) for name in HEADER]
     systems = list(dict.fromkeys(row.system for row in rows))
     table = [cells([row for row in rows if row.system == name]) for name in systems]
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "sacrebleu")]
     return "\n".join(
         [
-            *("| " + " | ".join(line) + " |" for line in (HEADER, ["---"] * len(HEADER), *table)),
+            *("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *table)),
             "",
-            NOTES,
+            NOTES.format(control=control),
             "",
             *(f"`{signature}`" for signature in signatures),
             "",
@@ -217,13 +214,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("choose", "write"))
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--control", default="control", help="system that the others are compared with")
     args = parser.parse_args()
     if args.command == "choose":
         print(choose(args.folder))
         return
-    rows, signatures = read_rows(args.folder)
+    rows, signatures = read_rows(args.folder, args.control)
     write_tsv(rows, args.folder / "results.tsv")
-    text = markdown(rows, signatures)
+    text = markdown(rows, signatures, args.control)
     (args.folder / "results.md").write_text(text + "\n")
     print(text)
 

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Trains one model, with the settings that all share: bash train.sh NAME [fairseq-train options...]
+# Trains one model: bash train.sh EXPERIMENT/NAME [fairseq-train options...]
 #
-#   bash train.sh pretrained                               pre-trains, with teacher forcing
-#   bash train.sh control/seed2 --seed 2 --teacher-forcing-ratio 1
-#   bash train.sh NAME OPTIONS                             fine-tunes, with --criterion soft_beam
+#   bash train.sh finetuning/pretrained             pre-trains, with teacher forcing
+#   bash train.sh finetuning/NAME OPTIONS           fine-tunes that one, with --criterion soft_beam
+#   bash train.sh attention/NAME OPTIONS            trains, with the settings of the pre-trained model
+#   bash train.sh attention_paper/NAME OPTIONS      trains, with the settings of the paper's Table 4
 #
+# NAME is anything, such as control/seed2.  All models of an experiment share their settings, those below.
 # The options come last, so they override the settings below.  What comes out is RUN/models/NAME/model.pt; a
 # model that is there is not trained again, one that was interrupted goes on where it was.
 #
-#   ATTENTION=softmax   or soft_topk: what the pre-trained model and all others attend with
-#   PRETRAIN_EPOCHS=10  of pre-training; the one with the best validation loss is taken
+#   ATTENTION=softmax  or another --attention-relaxation: with what the models of finetuning attend
+#   EPOCHS=10          of training, 13 in attention_paper; the one with the best validation loss is taken
 #   UPDATES=600        of fine-tuning; the last one is taken
-#   PRETRAINED=file     fine-tune from this checkpoint
+#   PRETRAINED=file    fine-tune from this checkpoint
 #   RUN=folder          where everything goes
 set -euo pipefail
 
@@ -19,7 +21,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 [ "${1:-}" != --help ] || show_help
 [ $# -gt 0 ] || fail "which model? see --help"
-[[ $1 != -* ]] || fail "the first argument is the name of the model, got $1"
+[[ $1 =~ ^(finetuning|attention|attention_paper)/[^/] ]] ||
+  fail "the first argument is finetuning/NAME, attention/NAME or attention_paper/NAME, got $1"
 need fairseq-train
 take_run_folder
 name=$1 folder=$RUN/models/$1
@@ -27,33 +30,42 @@ shift
 
 # ------------------------------------------------------------------------------------------ settings
 
-model=(
-  --arch topk_attention_tiny --attention-relaxation "$ATTENTION" --dropout 0.2
-  --encoder-embed-dim 256 --encoder-hidden-size 256
+small=( # trains on two CPU cores
+  --arch topk_attention_tiny --dropout 0.2 --encoder-embed-dim 256 --encoder-hidden-size 256
   --decoder-embed-dim 256 --decoder-hidden-size 256 --decoder-out-embed-dim 256
 )
-if [ "$BPE_MERGES" -gt 0 ]; then model+=(--share-all-embeddings); fi # words: a dictionary for each language
+if [ "$BPE_MERGES" -gt 0 ]; then small+=(--share-all-embeddings); fi # words: a dictionary for each language
+from_scratch=(
+  --criterion label_smoothed_cross_entropy --label-smoothing 0.1
+  --optimizer adam --lr 1e-3 --lr-scheduler inverse_sqrt --warmup-updates 300 --clip-norm 1
+  --max-tokens 2000 --max-epoch "${EPOCHS:-10}"
+)
 
+kept=checkpoint_best.pt start=()
 case $name in
-  pretrained)
-    kept=checkpoint_best.pt
+  attention/*) model=("${small[@]}") training=("${from_scratch[@]}") ;;
+  attention_paper/*) # OpenNMT's defaults: 13 epochs of 64 sentences, the learning rate halved from the 9th on
+    model=(--arch topk_attention_opennmt)
     training=(
-      --criterion label_smoothed_cross_entropy --label-smoothing 0.1
-      --optimizer adam --lr 1e-3 --lr-scheduler inverse_sqrt --warmup-updates 300 --clip-norm 1
-      --max-tokens 2000 --max-epoch "$PRETRAIN_EPOCHS"
+      --criterion cross_entropy --sentence-avg
+      --optimizer sgd --lr 1 --lr-scheduler fixed --force-anneal 9 --lr-shrink 0.5 --clip-norm 5
+      --batch-size 64 --max-epoch "${EPOCHS:-13}"
     )
-    start=()
     ;;
-  *)
+  finetuning/pretrained)
+    model=("${small[@]}" --attention-relaxation "$ATTENTION") training=("${from_scratch[@]}")
+    ;;
+  finetuning/*)
     kept=checkpoint_last.pt
+    model=("${small[@]}" --attention-relaxation "$ATTENTION")
     training=(
       --criterion soft_beam
       --optimizer adam --lr 2e-4 --clip-norm 1
       --max-tokens 600 --max-update "$UPDATES"
       --disable-validation --save-interval-updates 500 --keep-interval-updates 1
     )
-    start=(--finetune-from-model "${PRETRAINED:-$RUN/models/pretrained/model.pt}")
-    [ -f "${start[1]}" ] || fail "$name starts from ${start[1]}, which is not there: bash train.sh pretrained"
+    start=(--finetune-from-model "${PRETRAINED:-$RUN/models/finetuning/pretrained/model.pt}")
+    [ -f "${start[1]}" ] || fail "$name starts from ${start[1]}, which is not there: bash train.sh finetuning/pretrained"
     ;;
 esac
 

@@ -88,6 +88,24 @@ def test_from_files_to_the_table(multi30k, tmp_path):
     gradients_are_compared(run)
 
 
+def test_the_papers_attention_settings_on_words(multi30k, tmp_path):
+    run, settings = tmp_path / "run", {"SYSTEMS": "softmax soft_topk", "LENPENS": "1", "MULTI30K": multi30k}
+    done = bash("run.sh", "--small", "attention_paper", RUN=run, **settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    table = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [line.split()[1] for line in table[2:]] == ["softmax", "soft_topk"]
+    assert "above softmax" in table[0]
+    known = {line.split()[0] for line in lines(run / "data-bin" / "dict.de.txt")}
+    assert known != {line.split()[0] for line in lines(run / "data-bin" / "dict.en.txt")}
+    for system in ("softmax", "soft_topk"):
+        folder = run / "models" / "attention_paper" / system / "seed1"
+        assert read_settings(folder / "model.pt")["model"]["attention_relaxation"] == system
+        assert read_settings(folder / "model.pt")["optimizer"]["_name"] == "sgd"
+        assert len(lines(folder / "test.txt")) == SIZES["test_2016_flickr"]
+        assert not any("<unk>" in line for line in lines(folder / "test.txt"))
+        assert "'replace_unk': '@@ '" in (folder / "test.txt.log").read_text()
+
+
 def the_data_are_complete(run):
     for split, size in zip(("train", "valid", "test"), SIZES.values(), strict=True):
         for kind in ("", "tok.", "bpe."):
@@ -98,7 +116,7 @@ def the_data_are_complete(run):
 
 def every_model_has_its_scores(run):
     for name in ("pretrained", "control/seed1", "soft_beam/seed1"):
-        folder = run / "models" / name
+        folder = run / "models" / "finetuning" / name
         assert (folder / "model.pt").exists()
         assert not list(folder.glob("checkpoint*.pt"))
         for split, size in (("valid-1", 20), ("valid-2", 20), ("test", 13)):
@@ -112,14 +130,14 @@ def every_model_has_its_scores(run):
 
 def gradients_are_compared(run):
     command = [sys.executable, str(RECIPE / "gradients.py"), str(run / "data-bin")]
-    command += [str(run / "models/pretrained/model.pt"), "--batches", "2"]
+    command += [str(run / "models/finetuning/pretrained/model.pt"), "--batches", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = {
         row[1]: row[2:-1]
         for row in ([*map(str.strip, line.split("|"))] for line in done.stdout.splitlines()[2:])
     }
-    systems = [line.split()[0] for line in lines(RECIPE / "systems.txt") if line and line[0] != "#"]
+    systems = [line.split()[0] for line in lines(RECIPE / "finetuning.txt") if line and line[0] != "#"]
     assert [name for name in rows if name not in ("system", "---", "teacher forcing")] == systems[1:]
     for name in systems[1:]:
         median, largest, mean, smallest = map(float, rows[name])
@@ -132,7 +150,7 @@ def bleu(path):
 
 
 def the_tables_say_what_the_scores_say(run, printed):
-    with (run / "results.tsv").open() as file:
+    with (run / "models" / "finetuning" / "results.tsv").open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [(row["system"], row["seed"]) for row in rows] == [
         ("pretrained", "1"),
@@ -141,7 +159,12 @@ def the_tables_say_what_the_scores_say(run, printed):
     ]
     assert [row["updates"] for row in rows[1:]] == ["3", "3"]
     for row in rows:
-        folder = run / "models" / (row["system"] + ("" if row["system"] == "pretrained" else "/seed1"))
+        folder = (
+            run
+            / "models"
+            / "finetuning"
+            / (row["system"] + ("" if row["system"] == "pretrained" else "/seed1"))
+        )
         test = bleu(folder / "test.txt.bleu.json")
         assert float(row["test_bleu"]) == pytest.approx(test["score"], abs=0.006)
         assert test["verbose_score"].startswith(f"{row['test_precisions']} (BP = {row['test_bp']}")
@@ -149,33 +172,33 @@ def the_tables_say_what_the_scores_say(run, printed):
     table = [line for line in printed.splitlines() if line.startswith("| ")]
     assert [line.split()[1] for line in table[2:]] == ["pretrained", "control", "soft_beam"]
     assert "`BLEU|nrefs:1|case:lc|eff:no|tok:none|smooth:exp|version:" in printed
-    assert (run / "results.md").read_text() in printed
+    assert (run / "models" / "finetuning" / "results.md").read_text() in printed
 
 
 def a_second_run_does_nothing(run, settings):
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.*") if path.parent != run}
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.*") if path.stem != "results"}
     done = bash("run.sh", "--small", **settings)
     assert done.returncode == 0, done.stderr
     steps = [line for line in done.stdout.splitlines() if line.startswith("-- ")]
     assert len(steps) >= 15
     assert all(line.endswith(": done before") for line in steps)
-    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.*") if path.parent != run}
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.*") if path.stem != "results"}
 
 
 def other_settings_are_refused(run, settings):
     done = bash("run.sh", "--small", **{**settings, "BPE_MERGES": 100})
     fails_with(done, "was made with other settings (BPE_MERGES=200 TRAIN_PAIRS=200")
     small = {"RUN": run, "BPE_MERGES": 200, "TRAIN_PAIRS": 200, "HELD_OUT": 20, "LENPENS": "1 2"}
-    done = bash("train.sh", "control/seed1", "--teacher-forcing-ratio", "0.5", "--seed", 1, **small)
+    done = bash("train.sh", "finetuning/control/seed1", "--teacher-forcing-ratio", "0.5", "--seed", 1, **small)
     fails_with(done, "control/seed1 was trained with other options")
-    done = bash("train.sh", "bad", "--soft-beam-epsilon", -1, **small)
+    done = bash("train.sh", "finetuning/bad", "--soft-beam-epsilon", -1, **small)
     fails_with(done, "--soft-beam-epsilon must be positive and finite, got -1.0 (see ")
-    assert not (run / "models" / "bad" / "model.pt").exists()
+    assert not (run / "models" / "finetuning" / "bad" / "model.pt").exists()
 
 
 def dropped_sentences_are_noticed(run):
     small = {"RUN": run, "BPE_MERGES": 200, "TRAIN_PAIRS": 200, "HELD_OUT": 20, "LENPENS": "1 2"}
-    model, out = run / "models" / "control" / "seed1" / "model.pt", run / "dropped.txt"
+    model, out = run / "models" / "finetuning" / "control" / "seed1" / "model.pt", run / "dropped.txt"
     done = bash("generate.sh", model, "test", out, "--required-batch-size-multiple", 8, **small)
     if "fairseq" in {package.metadata["Name"] for package in distributions()}:  # stock fairseq drops nothing
         assert done.returncode == 0, done.stderr
@@ -188,7 +211,7 @@ def hydra_does_the_same(run, folder):
     overrides = [
         f"task.data={run}/data-bin",
         f"common.user_dir={ROOT}/fairseq_softtopk",
-        f"checkpoint.finetune_from_model={run}/models/pretrained/model.pt",
+        f"checkpoint.finetune_from_model={run}/models/finetuning/pretrained/model.pt",
         f"checkpoint.save_dir={folder}/hydra",
         "optimization.max_update=1",
     ]
@@ -197,7 +220,7 @@ def hydra_does_the_same(run, folder):
     assert done.returncode == 0, done.stderr[-3000:]
     assert (folder / "hydra" / "checkpoint_last.pt").exists()
     trained, by_hydra = (
-        read_settings(run / "models/soft_beam/seed1/model.pt"),
+        read_settings(run / "models/finetuning/soft_beam/seed1/model.pt"),
         read_settings(folder / "hydra/checkpoint_last.pt"),
     )
     for part in ("criterion", "optimizer", "lr_scheduler"):
@@ -244,26 +267,36 @@ def test_an_empty_file_is_named(copied, tmp_path):
 @pytest.mark.parametrize(
     ("script", "arguments", "settings", "message"),
     [
-        ("run.sh", ["--smal"], {}, "run.sh: the only option is --small, got --smal"),
+        ("run.sh", ["--smal"], {}, "run.sh: no experiment --smal, only finetuning, attention"),
         (
             "run.sh",
             ["--small"],
             {"SYSTEMS": "control hrad"},
-            "run.sh: no system hrad in systems.txt, only control ",
+            "run.sh: no system hrad in finetuning.txt, only control ",
         ),
         ("prepare.sh", [], {"BPE_MERGES": "many"}, "BPE_MERGES must be a whole number, 0 for words, got many"),
         ("prepare.sh", ["now"], {}, "prepare.sh: takes no arguments, got now"),
         ("train.sh", [], {}, "train.sh: which model? see --help"),
-        ("train.sh", ["--seed", "1"], {}, "the first argument is the name of the model, got --seed"),
         (
             "train.sh",
-            ["control"],
+            ["--seed", "1"],
             {},
-            "models/pretrained/model.pt, which is not there: bash train.sh pretrained",
+            "the first argument is finetuning/NAME, attention/NAME or attention_paper/NAME, got --s",
+        ),
+        (
+            "train.sh",
+            ["finetuning/control"],
+            {},
+            "models/finetuning/pretrained/model.pt, which is not there: bash train.sh finetuning/pretrained",
         ),
         ("generate.sh", ["no.pt", "test", "out"], {}, "generate.sh: no.pt is not there"),
         ("score.sh", ["out"], {}, "wants hypotheses and a split, see --help"),
-        ("evaluate.sh", ["control"], {}, "models/control/model.pt is not there: bash train.sh control"),
+        (
+            "evaluate.sh",
+            ["attention/softmax"],
+            {},
+            "models/attention/softmax/model.pt is not there: bash train.sh attention/softmax",
+        ),
     ],
 )
 def test_bad_arguments_end_in_one_line(script, arguments, settings, message, tmp_path):
@@ -307,10 +340,12 @@ def test_help(script, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_every_line_of_systems_is_a_name_and_options_that_fairseq_knows():
-    systems = [line.split(maxsplit=1) for line in lines(RECIPE / "systems.txt") if line and line[0] != "#"]
+@pytest.mark.parametrize(("experiment", "control"), [("finetuning", "control"), ("attention", "softmax")])
+def test_every_system_is_a_name_and_options_that_fairseq_knows(experiment, control):
+    text = lines(RECIPE / f"{experiment}.txt")
+    systems = [line.split(maxsplit=1) for line in text if line and line[0] != "#"]
     names = [system[0] for system in systems]
-    assert "control" in names
+    assert names[0] == control
     assert len(names) == len(set(names))
     given = [shlex.split(system[1]) if len(system) > 1 else [] for system in systems]
     shared = f"data --user-dir {ROOT}/fairseq_softtopk --arch topk_attention_tiny --criterion soft_beam".split()
@@ -418,25 +453,27 @@ cut -d ' ' -f 1-$cut "$RUN/text/$2.tok.de" | awk '{ print "D-" NR - 1 "\\t-1\\t"
 
 def test_the_test_set_is_translated_once_with_what_is_best_on_validation(tmp_path):
     run, stub = tmp_path / "run", tmp_path / "stubs" / "fairseq-generate"
-    for folder in (run / "text", run / "models" / "control", stub.parent):
+    for folder in (run / "text", run / "models" / "finetuning" / "control", stub.parent):
         folder.mkdir(parents=True)
-    (run / "models" / "control" / "model.pt").write_text("")
+    (run / "models" / "finetuning" / "control" / "model.pt").write_text("")
     for name in ("valid.de", "valid.tok.de", "test.de", "test.tok.de"):
         (run / "text" / name).write_text("ein mann mit einem hut steht dort .\n" * 11)
     stub.write_text(GENERATE)
     stub.chmod(0o755)
     path = f"{stub.parent}{os.pathsep}{os.environ['PATH']}"
-    done = bash("evaluate.sh", "control", RUN=run, PATH=path, CALLS=tmp_path / "calls", LENPENS="1 1.5 2")
+    done = bash(
+        "evaluate.sh", "finetuning/control", RUN=run, PATH=path, CALLS=tmp_path / "calls", LENPENS="1 1.5 2"
+    )
     assert done.returncode == 0, done.stderr
-    assert (run / "models" / "control" / "lenpen").read_text() == "1.5\n"
+    assert (run / "models" / "finetuning" / "control" / "lenpen").read_text() == "1.5\n"
     words = [line.split() for line in lines(tmp_path / "calls")]
     calls = [(line[line.index("--gen-subset") + 1], line[line.index("--lenpen") + 1]) for line in words]
     assert calls == [("valid", "1"), ("valid", "1.5"), ("valid", "2"), ("test", "1.5")]
-    assert bleu(run / "models" / "control" / "test.txt.bleu.json")["score"] == 100
+    assert bleu(run / "models" / "finetuning" / "control" / "test.txt.bleu.json")["score"] == 100
 
 
 def test_the_table_has_mean_and_spread_and_leaves_out_what_is_not_finished(tmp_path):
-    models = tmp_path / "models"
+    models = tmp_path
     for seed in (1, 2):
         write_scores(models / "control" / f"seed{seed}", {"1": 32.0, "1.5": 33.0}, 34.0)
         write_scores(models / "beam" / f"seed{seed}", {"1": 32.0, "1.5": 33.0}, 34.0 + seed, 0.25 / seed)
@@ -464,7 +501,7 @@ def test_the_table_has_mean_and_spread_and_leaves_out_what_is_not_finished(tmp_p
 
 def test_scores_of_different_kinds_are_not_tabulated(tmp_path):
     for name, kind in (("a", "none"), ("b", "13a")):
-        folder = tmp_path / "models" / name / "seed1"
+        folder = tmp_path / name / "seed1"
         write_scores(folder, {"1": 32.0, "1.5": 33.0}, 34.0)
         path = folder / "test.txt.bleu.json"
         path.write_text(path.read_text().replace("tok:none", f"tok:{kind}"))
