@@ -1,7 +1,8 @@
 """Differentiable top-k by optimal transport, and what fairseq can do with it.
 
 ``fairseq_softtopk.ops`` needs only PyTorch.  Named as ``--user-dir`` of a fairseq command, the package
-registers the criterion ``soft_beam`` (alias ``soft_beam_search``) and the architecture ``topk_attention``.
+registers the criterion ``soft_beam`` (alias ``soft_beam_search``) and the architectures ``topk_attention``
+and ``topk_attention_transformer``.
 In a program of your own, ``import fairseq_softtopk.plugin`` does the same.
 """
 

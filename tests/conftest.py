@@ -80,8 +80,15 @@ def make_criterion(task):
     from fairseq_softtopk.criterions.soft_beam import SoftBeamConfig, SoftBeamCriterion
 
     def build(**options):
-        gold = {"soft_beam_objective": "gold", "teacher_forcing_ratio": 0.8, "soft_beam_score_grad_clip": 0.5}
-        settings = {"sentence_avg": False, "seed": 1, "soft_beam_size": 3, **gold, **options}
+        gold = {"soft_beam_objective": "gold", "teacher_forcing_ratio": 0.8, "soft_beam_epsilon": 0.1}
+        settings = {
+            "sentence_avg": False,
+            "seed": 1,
+            "soft_beam_size": 3,
+            "soft_beam_score_grad_clip": 0.5,
+            **gold,
+            **options,
+        }
         return SoftBeamCriterion(task, SoftBeamConfig(**settings))
 
     return build

@@ -46,11 +46,17 @@ def test_the_recipe_runs_from_pre_training_to_bleu(block, tiny_corpus, shell):
 
 def test_the_table_of_options_has_all_of_them_with_their_defaults():
     from fairseq_softtopk.criterions.soft_beam import SoftBeamConfig
+    from fairseq_softtopk.models.topk_attention import TopKAttentionConfig
 
     fields = {
-        f"--{field.name.replace('_', '-')}": field.default for field in dataclasses.fields(SoftBeamConfig)
+        f"--{field.name.replace('_', '-')}": field.default
+        for config in (SoftBeamConfig, TopKAttentionConfig)
+        for field in dataclasses.fields(config)
+        if config is SoftBeamConfig or field.name.startswith("attention")
     }
-    rows = re.findall(r"^\| (`--(?:teacher|label|soft)[^|]*) \| ([^|]*) \|", README, flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| (`--(?:teacher|label|soft|attention)[^|]*) \| ([^|]*) \|", README, flags=re.MULTILINE
+    )
     for options, defaults in rows:
         for option, default in zip(options.split(", "), defaults.split(", "), strict=True):
             expected = fields[option.strip("`")]

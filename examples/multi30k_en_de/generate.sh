@@ -19,11 +19,11 @@ shift 3
 [ -f "$checkpoint" ] || fail "$checkpoint is not there"
 [ -f "$RUN/text/$split.tok.de" ] || fail "there is no split $split in $RUN/text: valid or test"
 
-words=() # an unknown word is translated by the source word that is attended to most, as in the paper
-if [ "$BPE_MERGES" -eq 0 ]; then words=(--replace-unk); fi
+words=()
+if [ "$BPE_MERGES" -eq 0 ]; then words=(--replace-unk); fi # by the source word that is attended to most
 
 rm -f "$out.log"
-logged "$out.log" fairseq-generate "$RUN/data-bin" --user-dir "$PLUGIN" --path "$checkpoint" \
+logged "$out.log" fairseq-generate "$RUN/data-bin" --user-dir "$PLUGIN" "${data_format[@]}" --path "$checkpoint" \
   --gen-subset "$split" --source-lang en --target-lang de \
   --beam 5 --max-len-a 2 --max-len-b 10 --post-process subword_nmt \
   --max-tokens 4000 --required-batch-size-multiple 1 --num-workers 0 "${words[@]}" "$@"

@@ -92,9 +92,9 @@ prepare_text() {
 }
 
 binarize() {
-  local kind=bpe format=(--joined-dictionary)
-  [ "$BPE_MERGES" -gt 0 ] || kind=tok format=(--dataset-impl raw) # which fairseq wants for --replace-unk
-  logged "$RUN/prepare.log" fairseq-preprocess -s en -t de "${format[@]}" --destdir "$1" \
+  local kind=bpe dictionaries=(--joined-dictionary)
+  [ "$BPE_MERGES" -gt 0 ] || kind=tok dictionaries=()
+  logged "$RUN/prepare.log" fairseq-preprocess -s en -t de "${data_format[@]}" "${dictionaries[@]}" --destdir "$1" \
     --trainpref "$RUN/text/train.$kind" --validpref "$RUN/text/valid.$kind" --testpref "$RUN/text/test.$kind"
 }
 

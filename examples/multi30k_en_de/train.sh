@@ -11,8 +11,8 @@
 # model that is there is not trained again, one that was interrupted goes on where it was.
 #
 #   ATTENTION=softmax  or another --attention-relaxation: with what the models of finetuning attend
-#   EPOCHS=10          of training, 13 in attention_paper; the one with the best validation loss is taken
-#   UPDATES=600        of fine-tuning; the last one is taken
+#   EPOCHS=20          of training, 13 in attention_paper; the one with the best validation loss is taken
+#   UPDATES=800        of fine-tuning; the last one is taken
 #   PRETRAINED=file    fine-tune from this checkpoint
 #   RUN=folder          where everything goes
 set -euo pipefail
@@ -38,7 +38,7 @@ if [ "$BPE_MERGES" -gt 0 ]; then small+=(--share-all-embeddings); fi # words: a 
 from_scratch=(
   --criterion label_smoothed_cross_entropy --label-smoothing 0.1
   --optimizer adam --lr 1e-3 --lr-scheduler inverse_sqrt --warmup-updates 300 --clip-norm 1
-  --max-tokens 2000 --max-epoch "${EPOCHS:-10}"
+  --max-tokens 2000 --max-epoch "${EPOCHS:-20}"
 )
 
 kept=checkpoint_best.pt start=()
@@ -60,7 +60,7 @@ case $name in
     model=("${small[@]}" --attention-relaxation "$ATTENTION")
     training=(
       --criterion soft_beam
-      --optimizer adam --lr 2e-4 --clip-norm 1
+      --optimizer adam --lr 3e-4 --lr-scheduler polynomial_decay --total-num-update "$UPDATES" --clip-norm 1
       --max-tokens 600 --max-update "$UPDATES"
       --disable-validation --save-interval-updates 500 --keep-interval-updates 1
     )
@@ -82,7 +82,7 @@ echo "-- train $name, log in $folder/train.log"
 git -C "$root" describe --always --dirty > "$folder/commit" 2> /dev/null || echo unknown > "$folder/commit"
 trap 'echo "$SECONDS" >> "$folder/seconds"' EXIT # a line for each time it was started
 logged "$folder/train.log" fairseq-train "$RUN/data-bin" \
-  --user-dir "$PLUGIN" --save-dir "$folder" "${start[@]}" "${model[@]}" "${training[@]}" \
+  --user-dir "$PLUGIN" "${data_format[@]}" --save-dir "$folder" "${start[@]}" "${model[@]}" "${training[@]}" \
   --required-batch-size-multiple 1 --num-workers 0 --seed 1 \
   --no-epoch-checkpoints --log-format simple --log-interval 25 "$@"
 mv "$folder/$kept" "$folder/model.pt"

@@ -64,7 +64,7 @@ class SearchConfig(SelectionConfig):
     eos: int = 2
     never: tuple[int, ...] = (0, 1)
     label_smoothing: float = 0.0
-    score_grad_bound: float = 0.1
+    score_grad_bound: float = 0.01
     detach: str = "nothing"
     horizon: int = 0
     recompute: bool = False

@@ -60,12 +60,12 @@ class SoftBeamConfig(FairseqDataclass):
     )
     soft_beam_size: int = with_help(5, "k, the number of beams; at most the vocabulary less three")
     soft_beam_epsilon: float = with_help(
-        0.1, "entropic weight of the selection, positive; in nats with --soft-beam-cost-scale none"
+        0.01, "entropic weight of the selection, positive; in nats with --soft-beam-cost-scale none"
     )
     soft_beam_epsilon_schedule: ChoiceEnum(SCHEDULES) = with_help(  # type: ignore[valid-type]
         "constant", "how epsilon goes from --soft-beam-epsilon to --soft-beam-epsilon-end"
     )
-    soft_beam_epsilon_end: float = with_help(0.01, "epsilon at the end of its schedule, positive")
+    soft_beam_epsilon_end: float = with_help(0.001, "epsilon at the end of its schedule, positive")
     soft_beam_epsilon_updates: int = with_help(
         0, "updates that the schedule takes, from --soft-beam-start-update on"
     )
@@ -95,7 +95,7 @@ class SoftBeamConfig(FairseqDataclass):
         0.1, "of the hypotheses' distribution, positive, in nats per token; for the risk"
     )
     soft_beam_score_grad_clip: float = with_help(
-        0.1,
+        0.01,
         "largest norm of the gradient that a selection passes to its scores, per sentence and step, in "
         "multiples of the gradient of the sentence's loss; 0 for no bound",
     )

@@ -213,7 +213,7 @@ def hydra_does_the_same(run, folder):
         f"common.user_dir={ROOT}/fairseq_softtopk",
         f"checkpoint.finetune_from_model={run}/models/finetuning/pretrained/model.pt",
         f"checkpoint.save_dir={folder}/hydra",
-        "optimization.max_update=1",
+        "optimization.max_update=3",
     ]
     command = ["fairseq-hydra-train", "--config-dir", str(RECIPE), "--config-name", "soft_beam", *overrides]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
