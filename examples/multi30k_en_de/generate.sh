@@ -20,7 +20,7 @@ shift 3
 [ -f "$RUN/text/$split.tok.de" ] || fail "there is no split $split in $RUN/text: valid or test"
 
 words=()
-if [ "$BPE_MERGES" -eq 0 ]; then words=(--replace-unk); fi # by the source word that is attended to most
+if [ "$BPE_MERGES" -eq 0 ]; then words=(--replace-unk ''); fi # by the source word that is attended to
 
 rm -f "$out.log"
 logged "$out.log" fairseq-generate "$RUN/data-bin" --user-dir "$PLUGIN" "${data_format[@]}" --path "$checkpoint" \
