@@ -237,6 +237,8 @@ def hydra_does_the_same(run, folder):
 def read_settings(checkpoint):
     from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
+    import fairseq_softtopk.plugin  # noqa: F401  (says which classes a checkpoint may contain)
+
     cfg = load_checkpoint_to_cpu(str(checkpoint))["cfg"]
     return {part: vars(value) if isinstance(value, Namespace) else value for part, value in cfg.items()}
 
