@@ -5,6 +5,9 @@ import re
 import subprocess
 
 import pytest
+from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+
+import fairseq_softtopk.plugin  # noqa: F401  (says which classes a checkpoint may contain)
 
 PLUGIN = ["--user-dir", "fairseq_softtopk"]
 WHOLE = ["--max-tokens", "400", "--required-batch-size-multiple", "1"]
@@ -20,9 +23,9 @@ LSTM = [
 SMALL = [
     "--encoder-embed-dim", "32", "--decoder-embed-dim", "32", "--encoder-layers", "1", "--decoder-layers", "1",
 ]  # fmt: skip
-TRANSFORMER = [
-    "--arch", "transformer", *SMALL, "--encoder-ffn-embed-dim", "64", "--decoder-ffn-embed-dim", "64",
-]  # fmt: skip
+FFN = ["--encoder-ffn-embed-dim", "64", "--decoder-ffn-embed-dim", "64"]
+TRANSFORMER = ["--arch", "transformer", *SMALL, *FFN]
+TOPK_TRANSFORMER = ["--arch", "topk_attention_transformer", *SMALL, *FFN]
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +78,10 @@ def test_resumes_where_it_was(train, trained):
     assert "Loaded checkpoint" in log
 
 
-@pytest.mark.parametrize("name, model", [("lstm", LSTM), ("transformer", TRANSFORMER)])
-def test_stock_models_train_under_the_alias(train, name, model):
+@pytest.mark.parametrize(
+    "name, model", [("lstm", LSTM), ("transformer", TRANSFORMER), ("topk_transformer", TOPK_TRANSFORMER)]
+)
+def test_other_models_train_under_the_alias(train, name, model):
     options = [
         "--criterion",
         "soft_beam_search",
@@ -123,13 +128,26 @@ def test_generate_translates_every_sentence_and_sacrebleu_scores_it(trained, tin
     )
 
 
-def test_interactive_translates_raw_text(trained, shell):
+@pytest.mark.parametrize("name, model", [("lstm", TINY), ("transformer", TOPK_TRANSFORMER)])
+def test_interactive_translates_raw_text_and_says_what_it_looks_at(train, shell, tiny_corpus, name, model):
+    schedule = "--attention-epsilon-schedule linear --attention-epsilon-end 0.05 --attention-epsilon-updates 4"
+    folder = f"interactive_{name}"
+    done = train(*model, *schedule.split(), "--max-update", "2", "--save-dir", folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    checkpoint = f"{folder}/checkpoint_last.pt"
     out = shell(
-        ["fairseq-interactive", "data-bin", "--path", trained[1], *DECODE],
+        ["fairseq-interactive", "data-bin", "--path", checkpoint, *DECODE, "--print-alignment"],
         stdin="The train leaves on Monday.\n",
     )
-    assert "S-0\t" in out
-    assert "\nD-0\t" in out
+    lines = dict(line.split("\t", 1) for line in out.splitlines() if re.match(r"[SDHA]-0\t", line))
+    assert lines.keys() == {"S-0", "D-0", "H-0", "A-0"}
+    pairs = [tuple(map(int, pair.split("-"))) for pair in lines["A-0"].split()]
+    source, target = len(lines["S-0"].split()), len(lines["H-0"].split("\t")[1].split())
+    assert pairs and all(0 <= s <= source and 0 <= t <= target for s, t in pairs)
+
+    state = load_checkpoint_to_cpu(str(tiny_corpus / checkpoint))["model"]
+    before_the_last = {int(value) for key, value in state.items() if key.endswith("relaxation._extra_state")}
+    assert before_the_last == {1}  # of two updates: epsilon is that of the last one
 
 
 def test_validate_reports_the_soft_beam(trained, shell):
