@@ -169,7 +169,7 @@ translate() { # translate NAME: beam search, detokenised
 
 draw() {
   python "$root/scripts/plot_training.py" "$run/control/train.log" "$run/soft_beam/train.log" --out "$run/loss.png"
-  python "$root/scripts/plot_attention.py" "$run/soft_beam/checkpoint_last.pt" "$run/data-bin" \
+  python "$root/scripts/plot_attention.py" "$run/data-bin" "$run/soft_beam/checkpoint_last.pt" \
     --bpe-codes "$run/text/codes" --sentence="$(grep -m 1 . "$run/text/test.$src")" --out "$run/attention.png"
 }
 

@@ -1,91 +1,117 @@
-"""Draws where a model looks while it translates a sentence, as a heat map.
+"""Draws where models look while they translate a sentence: a heat map for each.
 
-``python scripts/plot_attention.py CHECKPOINT DATA_BIN --bpe-codes CODES --sentence "..." --out PNG``
+``python scripts/plot_attention.py DATA_BIN CHECKPOINT... --sentence "..." --out PNG``
 
-The sentence is raw text: it is tokenised (Moses) and split (subword-nmt) as for training.
+The sentence is raw text, which is tokenised (Moses) and, with ``--bpe-codes``, split (subword-nmt) as for
+training; or, with ``--tokenized``, what the tokeniser of the training data has made of it.  A panel's title is
+the checkpoint's folder and its relaxation; a Transformer shows the mean of the heads in its last layer.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
 
-def translate(
-    checkpoint: str, data: str, codes: str, sentence: str
-) -> tuple[list[str], list[str], torch.Tensor]:
-    """Source tokens, tokens of the best hypothesis, and the attention between them (target x source)."""
-    from argparse import Namespace
+class Translation(NamedTuple):
+    """What a model wrote, and what it looked at.
 
-    from fairseq import checkpoint_utils
+    Attributes:
+        title: of its panel.
+        source: tokens, eos included.
+        target: likewise.
+        attention: (target, source) weights.
+    """
+
+    title: str
+    source: list[str]
+    target: list[str]
+    attention: torch.Tensor
+
+
+def split(sentence: str, language: str, codes: Path | None, tokenized: bool) -> str:
+    """The tokens of a sentence, with spaces between them."""
     from fairseq.data import encoders
+
+    if not tokenized:
+        tokenizer = encoders.build_tokenizer(
+            Namespace(tokenizer="moses", source_lang=language, target_lang=language)
+        )
+        sentence = tokenizer.encode(sentence)
+    if codes is not None:
+        bpe = encoders.build_bpe(Namespace(bpe="subword_nmt", bpe_codes=str(codes), bpe_separator="@@"))
+        sentence = bpe.encode(sentence)
+    return sentence
+
+
+def translate(checkpoint: Path, data: Path, sentence: str, codes: Path | None, tokenized: bool) -> Translation:
+    """The best hypothesis of a beam search with 5 beams."""
+    from fairseq import checkpoint_utils
     from fairseq.utils import import_user_module
 
     import_user_module(Namespace(user_dir="fairseq_softtopk"))
-    models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([checkpoint], {"data": data})
-    languages = cfg.task.source_lang, cfg.task.target_lang
-    if None in languages:
-        languages = task.cfg.source_lang, task.cfg.target_lang
-    tokenizer = encoders.build_tokenizer(
-        Namespace(tokenizer="moses", source_lang=languages[0], target_lang=languages[1])
-    )
-    bpe = encoders.build_bpe(Namespace(bpe="subword_nmt", bpe_codes=codes, bpe_separator="@@"))
-    source = task.source_dictionary.encode_line(
-        bpe.encode(tokenizer.encode(sentence)), add_if_not_exist=False
-    ).long()
+    models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], {"data": str(data)})
+    language = cfg.task.source_lang or task.cfg.source_lang
+    line = split(sentence, language, codes, tokenized)
+    source = task.source_dictionary.encode_line(line, add_if_not_exist=False).long()
     models[0].eval()
     batch = {"net_input": {"src_tokens": source[None], "src_lengths": torch.tensor([len(source)])}}
     best = task.build_generator(models, Namespace(beam=5)).generate(models, batch)[0][0]
 
-    def words(dictionary: Any, tokens: torch.Tensor) -> list[str]:
-        return [dictionary[token] for token in tokens]
-
-    return (
-        words(task.source_dictionary, source),
-        words(task.target_dictionary, best["tokens"]),
+    relaxation = getattr(cfg.model, "attention_relaxation", "softmax")
+    return Translation(
+        f"{'/'.join(checkpoint.resolve().parts[-3:-1])}: {getattr(relaxation, 'value', relaxation)}",
+        [*line.split(), task.source_dictionary.eos_word],
+        [task.target_dictionary[token] for token in best["tokens"]],
         best["attention"].detach().T,
     )
 
 
-def draw(source: list[str], target: list[str], attention: torch.Tensor, out: Path) -> None:
-    """A grid of target tokens (down) against source tokens (across)."""
+def draw(translations: list[Translation], out: Path) -> None:
+    """For each, a grid of target tokens (down) against source tokens (across)."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(1.5 + 0.42 * len(source), 1.2 + 0.32 * len(target)))
-    image = axis.imshow(attention, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axis.set_xticks(range(len(source)), source, rotation=60, ha="left")
-    axis.set_yticks(range(len(target)), target)
-    axis.xaxis.tick_top()
-    axis.set(xlabel="source", ylabel="translation")
-    figure.colorbar(image, label="attention weight")
-    figure.tight_layout()
+    longest = max(len(translation.target) for translation in translations)
+    width = sum(1.5 + 0.42 * len(translation.source) for translation in translations)
+    figure, axes = plt.subplots(
+        1, len(translations), figsize=(width, 1.6 + 0.32 * longest), squeeze=False, layout="constrained"
+    )
+    for axis, (title, source, target, attention) in zip(axes[0], translations, strict=True):
+        image = axis.imshow(attention, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axis.set_xticks(range(len(source)), source, rotation=60, ha="left")
+        axis.set_yticks(range(len(target)), target)
+        axis.xaxis.tick_top()
+        axis.set(title=title, xlabel="source", ylabel="translation")
+    figure.colorbar(image, ax=axes, label="attention weight")
     figure.savefig(out, dpi=120)
 
 
 def main() -> None:
-    """Translates the sentence and draws its attention."""
+    """Translates the sentence with every model and draws their attention."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("data", type=Path, metavar="DATA_BIN", help="folder with the dictionaries")
-    parser.add_argument("--bpe-codes", type=Path, required=True, metavar="CODES")
-    parser.add_argument("--sentence", required=True, help="raw source text")
+    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
+    parser.add_argument("--sentence", required=True, help="source text")
+    parser.add_argument("--tokenized", action="store_true", help="the sentence is in tokens already")
+    parser.add_argument("--bpe-codes", type=Path, metavar="CODES", help="of the data's BPE, if it has one")
     parser.add_argument("--out", type=Path, required=True, metavar="PNG")
     args = parser.parse_args()
-    for path in (args.checkpoint, args.data, args.bpe_codes):
-        if not path.exists():
+    for path in (args.data, *args.checkpoints, args.bpe_codes):
+        if path is not None and not path.exists():
             parser.error(f"{path} does not exist")
     if not args.sentence.strip():
         parser.error("--sentence is empty")
     logging.disable(logging.INFO)  # fairseq has hydra turn on everybody's debug messages
-    drawn = translate(str(args.checkpoint), str(args.data), str(args.bpe_codes), args.sentence)
-    draw(*drawn, args.out)
+    settings = args.sentence, args.bpe_codes, args.tokenized
+    draw([translate(path, args.data, *settings) for path in args.checkpoints], args.out)
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def test_plot_training_reads_a_resumed_log_once(tmp_path):
         (["plot_training.py", str(ROOT / "README.md"), "--out", "x.png"], "holds no training log"),
         (["score_table.py", "nowhere"], "nowhere/scores.json is missing"),
         (
-            ["plot_attention.py", "no.pt", "data", "--bpe-codes", "c", "--sentence", "x", "--out", "x.png"],
+            ["plot_attention.py", ".", "no.pt", "--bpe-codes", "c", "--sentence", "x", "--out", "x.png"],
             "no.pt does not exist",
         ),
     ],
