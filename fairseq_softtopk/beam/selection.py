@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..ops import sorted_soft_topk
+from ..ops import softmax_k, sorted_soft_topk
 
 RELAXATIONS = ("soft_topk", "softmax_k", "straight_through", "hard")
 
@@ -70,18 +69,12 @@ def select(scores: Tensor, config: SelectionConfig) -> Selection:
 
 def _weights(scores: Tensor, config: SelectionConfig, epsilon: float) -> Tensor:
     if config.relaxation == "softmax_k":
-        return _masked_softmaxes(scores, config.size, epsilon)
+        return softmax_k(scores, config.size, temperature=epsilon)
     if config.relaxation == "hard":
         identity = torch.eye(scores.size(1), config.size, dtype=scores.dtype, device=scores.device)
         return identity.expand(len(scores), -1, -1)
     straight = config.relaxation == "straight_through"
     return sorted_soft_topk(scores, config.size, epsilon=epsilon, cost_scale=config.cost_scale, hard=straight)
-
-
-def _masked_softmaxes(scores: Tensor, k: int, epsilon: float) -> Tensor:
-    """Softmaxes (bsz, n, k) of scores (bsz, n), best first; the l-th does not see the l - 1 before it."""
-    taken = torch.ones(scores.size(1), k, dtype=torch.bool, device=scores.device).triu(1)
-    return torch.softmax((scores / epsilon).unsqueeze(-1).masked_fill(taken, -math.inf), dim=1)
 
 
 def beam_weights(weights: Tensor, beams: Tensor, num_beams: int) -> Tensor:

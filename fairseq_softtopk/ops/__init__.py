@@ -11,6 +11,7 @@ Reference:
 """
 
 from .modules import SoftTopK, SortedSoftTopK
+from .relaxations import neuralsort, relax_subset, sinkhorn_sort, softmax_k
 from .sorted_topk import sorted_soft_topk
 from .topk import log_soft_topk, soft_topk
 from .transport import Transport, solve_transport
@@ -20,7 +21,11 @@ __all__ = [
     "SortedSoftTopK",
     "Transport",
     "log_soft_topk",
+    "neuralsort",
+    "relax_subset",
+    "sinkhorn_sort",
     "soft_topk",
+    "softmax_k",
     "solve_transport",
     "sorted_soft_topk",
 ]
