@@ -21,8 +21,8 @@ def softmax_k(
 ) -> Tensor:
     """For each rank a softmax over what the better ranks leave (Goyal et al. 2018, continuous beam search).
 
-    Entry [..., i, l] is ``exp(x_i / temperature)`` over the sum of those that are not among the l best, and 0 if
-    i is one of them.
+    Entry [..., i, l] is ``exp(x_i / temperature)`` over the sum of those that are not among the l best, and 0
+    if i is one of them.
 
     Args:
         scores: any shape, floating point.
@@ -60,8 +60,8 @@ def relax_subset(
 ) -> Tensor:
     """A relaxed subset of k elements (RelaxSubSample: Xie and Ermon 2019, Algorithm 2).
 
-    A softmax p of ``alpha / temperature`` is taken k times, and each time ``alpha += ln(1 - p)``; the weights are
-    the sum of the p, and may exceed 1.
+    A softmax p of ``alpha / temperature`` is taken k times, and each time ``alpha += ln(1 - p)``; the weights
+    are the sum of the p, and may exceed 1.
 
     Args:
         scores: any shape, floating point; the logarithms of the elements' weights, where subsets are sampled.

@@ -193,5 +193,5 @@ def test_a_bad_temperature_is_named(relaxation, temperature):
 def test_sinkhorn_sort_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="knows no masked scores"):
         sinkhorn_sort(torch.tensor([1.0, 2.0, -math.inf]), 2)
-    with pytest.raises(ValueError, match="epsilon must be positive and finite, got 0.0"):
+    with pytest.raises(ValueError, match="epsilon must be positive and finite, got"):
         sinkhorn_sort(torch.randn(4), 2, epsilon=0)
