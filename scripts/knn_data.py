@@ -1,0 +1,269 @@
+"""Images with labels for ``knn.py``: MNIST, CIFAR-10, folders of pictures, and scikit-learn's digits.
+
+What a folder holds is seen from the names in it:
+
+- ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-...``, plain or ``.gz``: MNIST's own format;
+- ``data_batch_1`` ... ``data_batch_5``, ``test_batch``, plain (Python's) or ``.bin``: CIFAR-10's own formats;
+- ``train/CLASS/*``, ``test/CLASS/*``: pictures, which the package Pillow reads; also inside one ``.tar`` file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import struct
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+PICTURES = (".jpg", ".jpeg", ".png")
+
+
+class Images(NamedTuple):
+    """Images (n, channels, height, width), uint8, and labels (n,), int64."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+
+
+class Splits(NamedTuple):
+    """The data, and the names of the classes."""
+
+    train: Images
+    valid: Images
+    test: Images
+    classes: list[str]
+
+
+class DataError(ValueError):
+    """What is wrong with a file, in one line."""
+
+
+def load(folder: Path | None, num_valid: int, seed: int) -> Splits:
+    """Reads a folder, or the digits if there is none.
+
+    Args:
+        folder: see above.
+        num_valid: how many images of the training set are for validation, drawn at random.
+        seed: of that draw, and of the digits' test set.
+
+    Raises:
+        DataError: if the folder holds nothing that is known, or a file is broken.
+    """
+    if folder is None:
+        train, test, classes = read_digits(seed)
+    elif not folder.is_dir():
+        raise DataError(f"{folder} is not a folder")
+    elif find(folder, "train-images-idx3-ubyte"):
+        train, test, classes = read_mnist(folder)
+    elif find_cifar(folder) is not None:
+        train, test, classes = read_cifar(folder)
+    else:
+        train, test, classes = read_pictures(folder)
+    for name, images in (("training", train), ("test", test)):
+        if len(images.pixels) != len(images.labels):
+            raise DataError(
+                f"{folder}: {len(images.pixels)} {name} images but {len(images.labels)} {name} labels"
+            )
+        wrong = images.labels[(images.labels < 0) | (images.labels >= len(classes))]
+        if len(wrong):
+            raise DataError(f"{folder}: label {wrong[0]} in the {name} set, of {len(classes)} classes")
+    if not 0 < num_valid < len(train.labels):
+        raise DataError(f"{num_valid} validation images of {len(train.labels)} training images")
+    order = np.random.default_rng(seed).permutation(len(train.labels))
+    valid, rest = order[:num_valid], np.sort(order[num_valid:])
+    return Splits(
+        Images(train.pixels[rest], train.labels[rest]),
+        Images(train.pixels[valid], train.labels[valid]),
+        test,
+        classes,
+    )
+
+
+# -------------------------------------------------------------------------------------------- digits
+
+
+def read_digits(seed: int) -> tuple[Images, Images, list[str]]:
+    """The 1,797 digits of 8 x 8 pixels that come with scikit-learn, 500 of them for the test set."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    pixels = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    train_x, test_x, train_y, test_y = train_test_split(
+        pixels, labels, test_size=500, stratify=labels, random_state=seed
+    )
+    return Images(train_x, train_y), Images(test_x, test_y), [str(digit) for digit in range(10)]
+
+
+# --------------------------------------------------------------------------------------------- MNIST
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """The file, plain or compressed."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def read_mnist(folder: Path) -> tuple[Images, Images, list[str]]:
+    """MNIST, or whatever else comes in its format."""
+
+    def read(name: str, dimensions: int) -> np.ndarray:
+        path = find(folder, name)
+        if path is None:
+            raise DataError(f"{folder / name} is missing, plain or .gz")
+        return read_idx(path, dimensions)
+
+    train, test = (
+        Images(
+            read(f"{split}-images-idx3-ubyte", 3)[:, None],
+            read(f"{split}-labels-idx1-ubyte", 1).astype(np.int64),
+        )
+        for split in ("train", "t10k")
+    )
+    return train, test, [str(digit) for digit in range(10)]
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """An IDX file of bytes: a magic number, the sizes, the bytes."""
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path} cannot be decompressed: {error}") from error
+    header = 4 * (1 + dimensions)
+    if len(data) < header:
+        raise DataError(f"{path} is truncated: {len(data)} bytes, its header alone has {header}")
+    magic, *shape = struct.unpack(f">{1 + dimensions}I", data[:header])
+    if magic != 0x800 + dimensions:
+        raise DataError(f"{path} has the magic number {magic}, not {0x800 + dimensions}")
+    size = int(np.prod(shape))
+    if len(data) != header + size:
+        raise DataError(f"{path} has {len(data) - header} bytes of data, {size} are announced")
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+# -------------------------------------------------------------------------------------------- CIFAR-10
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads what CIFAR-10's pickles are made of, and runs nothing else."""
+
+    ALLOWED = {
+        (module, name)
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray", "numpy", "_codecs")
+        for name in ("_reconstruct", "ndarray", "dtype", "encode")
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it contains {module}.{name}")
+        return super().find_class(module, name)
+
+
+def find_cifar(folder: Path) -> Path | None:
+    """The folder with the batches: this one, or what the archive unpacks to."""
+    for place in (folder, folder / "cifar-10-batches-py", folder / "cifar-10-batches-bin"):
+        if (place / "data_batch_1").is_file() or (place / "data_batch_1.bin").is_file():
+            return place
+    return None
+
+
+def read_cifar(folder: Path) -> tuple[Images, Images, list[str]]:
+    """CIFAR-10 in its own formats."""
+    place = find_cifar(folder)
+    assert place is not None
+    suffix = ".bin" if (place / "data_batch_1.bin").is_file() else ""
+    read = read_cifar_binary if suffix else read_cifar_python
+    batches = [read(place / f"data_batch_{number}{suffix}") for number in range(1, 6)]
+    pixels, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    classes = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    return Images(pixels, labels), read(place / f"test_batch{suffix}"), classes
+
+
+def read_cifar_binary(path: Path) -> Images:
+    """Records of a label and 3 x 32 x 32 bytes."""
+    data = _read_bytes(path)
+    if not data or len(data) % 3073:
+        raise DataError(f"{path} has {len(data)} bytes, which is not a number of records of 3073")
+    records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
+    return Images(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64))
+
+
+def read_cifar_python(path: Path) -> Images:
+    """A pickled dictionary with ``data`` and ``labels``."""
+    try:
+        batch = _ArraysOnly(io.BytesIO(_read_bytes(path)), encoding="bytes").load()
+        pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"], np.int64)
+        return Images(pixels.astype(np.uint8).reshape(-1, 3, 32, 32), labels)
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(f"{path} is not a batch of CIFAR-10: {error}") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise DataError(f"{path} is missing")
+    return path.read_bytes()
+
+
+# -------------------------------------------------------------------------------------------- pictures
+
+
+def read_pictures(folder: Path) -> tuple[Images, Images, list[str]]:
+    """``SPLIT/CLASS/*``, in the folder or in the one archive that it holds."""
+    archives = sorted(path for path in folder.iterdir() if ".tar" in path.suffixes)
+    found: dict[str, list[tuple[str, np.ndarray]]] = {"train": [], "test": []}
+    for name, data in _in_archive(archives[0]) if len(archives) == 1 else _in_folder(folder):
+        *_, split, label, _ = ("", "", *name.split("/"))
+        if split in found:
+            found[split].append((label, _decode(name, data)))
+    for split, pictures in found.items():
+        if not pictures:
+            raise DataError(
+                f"{folder} holds neither MNIST nor CIFAR-10 in their own formats, nor pictures {split}/CLASS/*"
+            )
+    classes = sorted({label for label, _ in found["train"]})
+    unknown = sorted({label for label, _ in found["test"]} - set(classes))
+    if unknown:
+        raise DataError(f"{folder}: the test set has a class {unknown[0]} that the training set does not have")
+
+    def collect(pictures: list[tuple[str, np.ndarray]]) -> Images:
+        shapes = {pixels.shape for _, pixels in pictures}
+        if len(shapes) > 1:
+            raise DataError(
+                f"{folder}: pictures of different sizes, {sorted(shapes)[0]} and {sorted(shapes)[1]}"
+            )
+        labels = np.array([classes.index(label) for label, _ in pictures], np.int64)
+        return Images(np.stack([pixels for _, pixels in pictures]), labels)
+
+    return collect(found["train"]), collect(found["test"]), classes
+
+
+def _in_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for path in sorted(folder.glob("*/*/*")):
+        if path.suffix.lower() in PICTURES:
+            yield path.relative_to(folder).as_posix(), path.read_bytes()
+
+
+def _in_archive(path: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                file = archive.extractfile(member) if member.name.lower().endswith(PICTURES) else None
+                if file is not None:
+                    yield member.name, file.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{path} cannot be unpacked: {error}") from error
+
+
+def _decode(name: str, data: bytes) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            pixels = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{name} is not a picture: {error}") from error
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
