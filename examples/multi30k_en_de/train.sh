@@ -11,7 +11,7 @@
 # model that is there is not trained again, one that was interrupted goes on where it was.
 #
 #   ATTENTION=softmax  or another --attention-relaxation: with what the models of finetuning attend
-#   EPOCHS=20          of training, 13 in attention_paper; the one with the best validation loss is taken
+#   EPOCHS=10          of training, 13 in attention_paper; the one with the best validation loss is taken
 #   UPDATES=800        of fine-tuning; the last one is taken
 #   PRETRAINED=file    fine-tune from this checkpoint
 #   RUN=folder          where everything goes
@@ -35,10 +35,11 @@ small=( # trains on two CPU cores
   --decoder-embed-dim 256 --decoder-hidden-size 256 --decoder-out-embed-dim 256
 )
 if [ "$BPE_MERGES" -gt 0 ]; then small+=(--share-all-embeddings); fi # words: a dictionary for each language
-from_scratch=(
+epochs=${EPOCHS:-10}
+from_scratch=( # 524 updates an epoch
   --criterion label_smoothed_cross_entropy --label-smoothing 0.1
-  --optimizer adam --lr 1e-3 --lr-scheduler inverse_sqrt --warmup-updates 300 --clip-norm 1
-  --max-tokens 2000 --max-epoch "${EPOCHS:-20}"
+  --optimizer adam --lr 2e-3 --lr-scheduler polynomial_decay --total-num-update $((524 * epochs))
+  --warmup-updates 300 --clip-norm 1 --max-tokens 1000 --max-epoch "$epochs"
 )
 
 kept=checkpoint_best.pt start=()
