@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 
 plots = ["matplotlib"]
 examples = ["babel", "num2words", "sacremoses"]
-knn = ["scikit-learn"]
+knn = ["pillow", "scikit-learn", "tqdm"]
 entmax = ["entmax"]  # sparse attention
 # torchsort is measured too where it is installed; it has to be compiled.
 benchmark = ["diffsort", "difftopk", *entmax, "matplotlib", "pot", 'softtorch; python_version >= "3.12"']

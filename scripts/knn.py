@@ -226,7 +226,7 @@ def train(method: str, data: Splits, seed: int, args: Any) -> Result:
         state["epoch"] += 1
         state["seconds"] += time.perf_counter() - started
         valid = accuracy(method, network, data, data.valid, args)
-        if valid > state["best"]:
+        if valid >= state["best"]:  # of equals, the one trained longer
             state |= {"best": valid, "best_epoch": state["epoch"]}
             best_parameters = {name: value.clone() for name, value in network.state_dict().items()}
         if folder is not None:
