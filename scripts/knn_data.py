@@ -148,17 +148,21 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 # -------------------------------------------------------------------------------------------- CIFAR-10
 
 
+# What the pickle of an array names, before and after numpy 2.
+ARRAYS = (
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+)
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Reads what CIFAR-10's pickles are made of, and runs nothing else."""
 
-    ALLOWED = {
-        (module, name)
-        for module in ("numpy.core.multiarray", "numpy._core.multiarray", "numpy", "_codecs")
-        for name in ("_reconstruct", "ndarray", "dtype", "encode")
-    }
-
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
+        if (module, name) not in ARRAYS:
             raise pickle.UnpicklingError(f"it contains {module}.{name}")
         return super().find_class(module, name)
 
@@ -179,7 +183,7 @@ def read_cifar(folder: Path) -> tuple[Images, Images, list[str]]:
     read = read_cifar_binary if suffix else read_cifar_python
     batches = [read(place / f"data_batch_{number}{suffix}") for number in range(1, 6)]
     pixels, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    classes = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     return Images(pixels, labels), read(place / f"test_batch{suffix}"), classes
 
 

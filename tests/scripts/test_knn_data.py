@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from knn_data import DataError, load  # noqa: E402
+from knn_data import DataError, load
 
 RNG = np.random.default_rng(1)
 
@@ -88,7 +88,7 @@ def test_half_a_gz_and_a_missing_file_are_named(tmp_path):
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz cannot be decompressed"):
         load(tmp_path / "mnist", 5, seed=1)
     path.unlink()
-    with pytest.raises(DataError, match="t10k-images-idx3-ubyte is missing, plain or .gz"):
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte is missing, plain or"):
         load(tmp_path / "mnist", 5, seed=1)
 
 
@@ -130,7 +130,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_cifar(tmp_path / "cifar", binary=False)
     (tmp_path / "cifar" / "data_batch_3").write_bytes(pickle.dumps({b"data": Evil(), b"labels": []}))
-    with pytest.raises(DataError, match="data_batch_3 is not a batch of CIFAR-10: it contains posix.mkdir"):
+    with pytest.raises(DataError, match=r"data_batch_3 is not a batch of CIFAR-10: it contains posix\.mkdir"):
         load(tmp_path / "cifar", 5, seed=1)
     assert not (tmp_path / "evil").exists()
 
