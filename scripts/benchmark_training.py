@@ -103,7 +103,6 @@ def make_model(arch: str, task: SimpleNamespace, sample: dict[str, Any], spread:
     if arch not in ARCH_MODEL_REGISTRY:
         raise ValueError(f"--arch must be an architecture of fairseq or of this package, got {arch}")
     options = Namespace(criterion=None, share_all_embeddings=True, dropout=0.1)
-    options.attention_top_k, options.attention_epsilon, options.attention_relaxation = 5, 0.1, "soft_topk"
     options.max_source_positions = options.max_target_positions = 1024
     ARCH_CONFIG_REGISTRY[arch](options)
     if hasattr(options, "decoder_out_embed_dim"):

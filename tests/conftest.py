@@ -32,7 +32,6 @@ def make_model(task):
     from fairseq.models import ARCH_MODEL_REGISTRY
 
     import fairseq_softtopk.plugin  # noqa: F401  (registers the architectures)
-    from fairseq_softtopk.models.relaxation import RelaxationConfig
 
     def build(arch: str = "lstm", **options):
         sizes = {
@@ -49,11 +48,7 @@ def make_model(task):
         }
         sides = ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads")
         transformer = dict.fromkeys(sides, 2)
-        topk = {
-            **{name: option.default for name, option in RelaxationConfig.__dataclass_fields__.items()},
-            "attention_score": "general",
-            "attention_top_k": 2,
-        }
+        topk = {"attention_top_k": 2}
         own = {
             "lstm": {},
             "topk_attention": topk,

@@ -81,15 +81,22 @@ class Relaxation(nn.Module):
 
     @classmethod
     def from_args(cls, args: Namespace) -> "Relaxation":
-        """The relaxation that the options of :class:`RelaxationConfig` ask for."""
+        """What the options of :class:`RelaxationConfig` ask for; one that is absent has its default."""
+        given = RelaxationConfig(
+            **{
+                name: getattr(args, name)
+                for name in RelaxationConfig.__dataclass_fields__
+                if hasattr(args, name)
+            }
+        )
         epsilon = Schedule(
             "--attention-epsilon",
-            args.attention_epsilon,
-            args.attention_epsilon_end,
-            args.attention_epsilon_updates,
-            str(args.attention_epsilon_schedule),
+            given.attention_epsilon,
+            given.attention_epsilon_end,
+            given.attention_epsilon_updates,
+            str(given.attention_epsilon_schedule),
         )
-        return cls(str(args.attention_relaxation), args.attention_top_k, epsilon)
+        return cls(str(given.attention_relaxation), given.attention_top_k, epsilon)
 
     @property
     def epsilon(self) -> float:

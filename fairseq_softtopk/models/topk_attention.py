@@ -70,7 +70,7 @@ class TopKAttentionModel(LSTMModel):
         """
         options = vars(cfg) if isinstance(cfg, Namespace) else OmegaConf.to_container(cfg)
         args = Namespace(**{"criterion": None, **{k: v for k, v in options.items() if v is not None}})
-        relaxation, score = Relaxation.from_args(args), str(args.attention_score)
+        relaxation, score = Relaxation.from_args(args), str(getattr(args, "attention_score", "general"))
         if score not in SCORES:
             raise ValueError(f"--attention-score must be one of {', '.join(SCORES)}, got {score}")
         base_architecture(args)

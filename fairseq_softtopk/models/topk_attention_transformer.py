@@ -45,6 +45,4 @@ class TopKAttentionTransformerModel(TransformerModel):
 @register_model_architecture("topk_attention_transformer", "topk_attention_transformer")
 def topk_attention_transformer(args: Namespace) -> None:
     """The sizes of fairseq's ``transformer``."""
-    for name, option in RelaxationConfig.__dataclass_fields__.items():
-        setattr(args, name, getattr(args, name, option.default))
     base_architecture(args)
