@@ -51,7 +51,7 @@ NEIGHBOURS = (
 )
 METHODS = (*UNTRAINED, "autoencoder", *CLASSIFIERS, *NEIGHBOURS)
 
-# Of distances in units of the largest of a query; chosen on the validation set of the digits.
+# Of distances in units of the largest of a query.  Those of soft_topk are the paper's; the others are guesses, not tuned.
 TEMPERATURES = {
     "softmax_k": 0.03,
     "relax_subset": 0.03,
