@@ -51,7 +51,7 @@ NEIGHBOURS = (
 )
 METHODS = (*UNTRAINED, "autoencoder", *CLASSIFIERS, *NEIGHBOURS)
 
-# Of distances in units of the largest of a query.  Those of soft_topk are the paper's; the others are guesses, not tuned.
+# Of distances in units of the largest of a query; that of soft_topk is the paper's, the others are guesses.
 TEMPERATURES = {
     "softmax_k": 0.03,
     "relax_subset": 0.03,
