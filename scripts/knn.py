@@ -11,17 +11,17 @@ trained through ``soft_topk`` (paper, Appendix C); ``--data FOLDER`` takes MNIST
   ``soft_topk_200``: kNN on features that were trained through a relaxed choice of the k nearest templates, the
   last with the paper's solver of 200 Sinkhorn steps.
 
-Prediction is ordinary kNN over the features of all training images.  fairseq is not needed.
+Prediction is ordinary kNN over the features of all training images.  Every epoch is followed by a validation,
+the best epoch is tested, and so is the best temperature if ``--tune`` tries several.  fairseq is not needed.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 import time
-import warnings
-from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -30,43 +30,30 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from knn_data import DataError, Images, Splits, load
+from knn_losses import DEFAULT, GRIDS, LOSSES, knn_loss, nearness
 from knn_networks import Autoencoder, ConvNet, ResNet18
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fairseq_softtopk.ops import neuralsort, relax_subset, sinkhorn_sort, soft_topk, softmax_k
-
 UNTRAINED = ("knn", "pca")
 CLASSIFIERS = ("pretrained_cnn", "ce_cnn")
-NEIGHBOURS = (
-    "softmax_k",
-    "relax_subset",
-    "neuralsort",
-    "neuralsort_sampled",
-    "sinkhorn_sort",
-    "soft_topk",
-    "soft_topk_200",
-)
+NEIGHBOURS = tuple(GRIDS)
 METHODS = (*UNTRAINED, "autoencoder", *CLASSIFIERS, *NEIGHBOURS)
 
-# Of distances in units of the largest of a query; that of soft_topk is the paper's, the others are guesses.
-TEMPERATURES = {
-    "softmax_k": 0.03,
-    "relax_subset": 0.03,
-    "neuralsort": 1.0,
-    "neuralsort_sampled": 1.0,
-    "sinkhorn_sort": 0.01,
-    "soft_topk": 1e-3,
-    "soft_topk_200": 1e-3,
-}
+# Options that do not change what a training does.
+NOT_OF_THE_RUN = ("data", "method", "seeds", "out", "tune", "temperature", "device", "epochs", "patience")
 
 
 class Result(NamedTuple):
-    """What a training gave."""
+    """A row of ``results.tsv``; what does not apply is empty."""
 
-    accuracy: float
+    method: str
+    temperature: float | None
+    seed: int | None
+    valid_accuracy: float | None
+    test_accuracy: float
     epochs: int
     seconds: float
 
@@ -74,56 +61,10 @@ class Result(NamedTuple):
 # --------------------------------------------------------------------------------------- what is trained
 
 
-def nearness(distances: Tensor, method: str, k: int, temperature: float) -> Tensor:
-    """How much each template is one of the k nearest, (q, t), rows summing to k.
-
-    Args:
-        distances: (q, t), squared distances; they have no scale, so they are divided by a query's largest.
-        method: one of ``NEIGHBOURS``.
-        k: how many neighbours.
-        temperature: of the relaxation, or its entropic weight.
-    """
-    if method == "soft_topk":
-        return soft_topk(distances, k, epsilon=temperature, largest=False, cost_scale="max")
-    if method == "soft_topk_200":
-        with warnings.catch_warnings():  # that is the point
-            warnings.filterwarnings("ignore", category=RuntimeWarning)
-            return soft_topk(
-                distances, k, epsilon=temperature, largest=False, cost_scale="max", solver="sinkhorn_log"
-            )
-    scaled = distances / distances.detach().amax(1, keepdim=True).clamp(min=1e-12)
-    if method == "sinkhorn_sort":
-        with warnings.catch_warnings():  # 200 steps are what its users take
-            warnings.filterwarnings("ignore", category=RuntimeWarning)
-            ranks = sinkhorn_sort(scaled, k, epsilon=temperature, largest=False, solver="sinkhorn_log")
-        return ranks.sum(-1)
-    relaxations = {
-        "softmax_k": softmax_k,
-        "relax_subset": partial(relax_subset, sample=True),
-        "neuralsort": neuralsort,
-        "neuralsort_sampled": partial(neuralsort, sample=True),
-    }
-    weights: Tensor = relaxations[method](scaled, k, temperature=temperature, largest=False)
-    return weights if method == "relax_subset" else weights.sum(-1)
-
-
-def knn_loss(distances: Tensor, same_label: Tensor, method: str, k: int, temperature: float) -> Tensor:
-    """Expected share of the k nearest templates that has another label than the query.
-
-    Args:
-        distances: (q, t), squared.
-        same_label: (q, t), 1 where query and template have the same label.
-        method: see :func:`nearness`.
-        k: likewise.
-        temperature: likewise.
-    """
-    return 1 - (nearness(distances, method, k, temperature) * same_label).sum(1).mean() / k
-
-
-def build(method: str, data: Splits, name: str) -> nn.Module:
+def build(method: str, data: Splits, name: str, width: int) -> nn.Module:
     """The network that a method trains; its encoder is the attribute ``encoder``."""
     shape = data.train.pixels.shape[1:]
-    encoder = ConvNet(shape[0], shape[1]) if name == "conv" else ResNet18(shape[0])
+    encoder = ConvNet(shape[0], shape[1]) if name == "conv" else ResNet18(shape[0], width)
     if method == "autoencoder":
         return Autoencoder(encoder, shape)
     network = nn.Sequential()
@@ -133,7 +74,9 @@ def build(method: str, data: Splits, name: str) -> nn.Module:
     return network
 
 
-def loss_of(method: str, network: nn.Module, images: Tensor, labels: Tensor, args: Any) -> Tensor:
+def loss_of(
+    method: str, temperature: float | None, network: nn.Module, images: Tensor, labels: Tensor, args: Any
+) -> Tensor:
     """The loss of a batch; the first ``args.queries`` of the images are queries, the others templates."""
     if method == "autoencoder":
         return F.mse_loss(network(images), images)
@@ -142,8 +85,8 @@ def loss_of(method: str, network: nn.Module, images: Tensor, labels: Tensor, arg
     queries, templates = network(images).split((args.queries, len(images) - args.queries))
     distances = torch.cdist(queries, templates).square()
     same_label = (labels[: args.queries, None] == labels[args.queries :]).to(distances.dtype)
-    temperature = TEMPERATURES[method] if args.temperature is None else args.temperature
-    return knn_loss(distances, same_label, method, args.k, temperature)
+    assert temperature is not None
+    return knn_loss(nearness(distances, method, args.k, temperature), same_label, args.k, args.loss)
 
 
 # -------------------------------------------------------------------------------------- how it is trained
@@ -157,13 +100,12 @@ def as_batch(images: Images, chosen: Any, device: torch.device) -> tuple[Tensor,
 
 def augment(pixels: Tensor, shift: int, flip: bool) -> Tensor:
     """Each image moved by up to ``shift`` pixels in both directions, and flipped or not."""
-    size, padded, moved = pixels.size(-1), F.pad(pixels, (shift,) * 4), torch.empty_like(pixels)
-    top, left = torch.randint(2 * shift + 1, (2, len(pixels)))
-    flipped = (torch.rand(len(pixels)) < 0.5) & flip
-    for i in range(len(pixels)):
-        image = padded[i, :, top[i] : top[i] + size, left[i] : left[i] + size]
-        moved[i] = image.flip(-1) if flipped[i] else image
-    return moved
+    number, size = len(pixels), pixels.size(-1)
+    windows = F.pad(pixels, (shift,) * 4).unfold(2, size, 1).unfold(3, size, 1)
+    top, left = torch.randint(2 * shift + 1, (2, number))
+    moved = windows[torch.arange(number), :, top, left]
+    flipped = ((torch.rand(number) < 0.5) & flip)[:, None, None, None].to(pixels.device)
+    return torch.where(flipped, moved.flip(-1), moved)
 
 
 @torch.no_grad()
@@ -196,33 +138,35 @@ def accuracy(method: str, network: nn.Module, data: Splits, images: Images, args
     return neighbours_accuracy(train_x, data.train.labels, x, images.labels, args.k)
 
 
-def train(method: str, data: Splits, seed: int, args: Any) -> Result:
+def train(method: str, temperature: float | None, data: Splits, seed: int, args: Any) -> Result:
     """Trains until the validation accuracy has not risen for a while; the best network is tested."""
     torch.manual_seed(seed)
-    network = build(method, data, args.network).to(args.device)
+    network = build(method, data, args.network, args.width).to(args.device)
     if args.optimizer == "sgd":
         optimizer: Any = torch.optim.SGD(
             network.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay
         )
     else:
         optimizer = torch.optim.Adam(network.parameters(), args.lr, weight_decay=args.weight_decay)
-    folder = None if args.out is None else args.out / method / f"seed{seed}"
+    folder = run_folder(method, temperature, seed, args)
     state = {"epoch": 0, "best": -1.0, "best_epoch": 0, "seconds": 0.0}
     best_parameters = network.state_dict()
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "last.pt").exists():
-            saved = torch.load(folder / "last.pt", map_location=args.device, weights_only=True)
-            network.load_state_dict(saved["network"])
-            optimizer.load_state_dict(saved["optimizer"])
-            torch.set_rng_state(saved["rng"].cpu())
-            state, best_parameters = saved["state"], saved["best_parameters"]
+    if folder is not None and (folder / "last.pt").exists():
+        saved = torch.load(folder / "last.pt", map_location=args.device, weights_only=True)
+        for name, value in options_of_the_run(args).items():
+            if saved["options"].get(name) != value:
+                was = saved["options"].get(name)
+                raise SystemExit(f"knn.py: {folder} was trained with {name} {was}, not {value}: remove it")
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["rng"].cpu())
+        state, best_parameters = saved["state"], saved["best_parameters"]
 
     while state["epoch"] < args.epochs and state["epoch"] - state["best_epoch"] < args.patience:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(int(state["epoch"]), args)
         started = time.perf_counter()
-        loss = train_epoch(
-            method, network, optimizer, data, f"{method} seed {seed} epoch {state['epoch'] + 1}", args
-        )
+        loss = train_epoch(method, temperature, network, optimizer, data, int(state["epoch"]) + 1, args)
         state["epoch"] += 1
         state["seconds"] += time.perf_counter() - started
         valid = accuracy(method, network, data, data.valid, args)
@@ -240,23 +184,62 @@ def train(method: str, data: Splits, seed: int, args: Any) -> Result:
                 "rng": torch.get_rng_state(),
                 "state": state,
                 "best_parameters": best_parameters,
+                "options": options_of_the_run(args),
             }
             torch.save(saved, folder / "last.part")
             (folder / "last.part").replace(folder / "last.pt")
     network.load_state_dict(best_parameters)
-    return Result(accuracy(method, network, data, data.test, args), int(state["epoch"]), state["seconds"])
+    tested = accuracy(method, network, data, data.test, args)
+    return Result(method, temperature, seed, state["best"], tested, int(state["epoch"]), state["seconds"])
 
 
-def train_epoch(method: str, network: nn.Module, optimizer: Any, data: Splits, title: str, args: Any) -> float:
+def run_folder(method: str, temperature: float | None, seed: int, args: Any) -> Path | None:
+    """Where a training keeps its curve and checkpoint, made if need be; nowhere without ``--out``."""
+    if args.out is None:
+        return None
+    name = method if temperature is None else f"{method}_{temperature:g}"
+    folder: Path = args.out / name / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def options_of_the_run(args: Any) -> dict[str, str]:
+    """What a training that goes on must agree with."""
+    return {
+        f"--{name.replace('_', '-')}": str(value)
+        for name, value in vars(args).items()
+        if name not in (*NOT_OF_THE_RUN, "splits")
+    } | {
+        "--data": f"of {tuple(args.splits.train.pixels.shape)}",
+        **({"--epochs": str(args.epochs)} if args.cosine else {}),
+    }
+
+
+def learning_rate(epoch: int, args: Any) -> float:
+    """``--lr``, with ``--cosine`` falling to 0 along half a cosine."""
+    share = (1 + math.cos(math.pi * epoch / args.epochs)) / 2 if args.cosine else 1.0
+    return float(args.lr) * share
+
+
+def train_epoch(
+    method: str,
+    temperature: float | None,
+    network: nn.Module,
+    optimizer: Any,
+    data: Splits,
+    epoch: int,
+    args: Any,
+) -> float:
     """Every training image once as a query, each batch with templates drawn at random; the mean loss."""
-    number = len(data.train.labels)
+    number, title = len(data.train.labels), f"{method} epoch {epoch}"
     order, losses = torch.randperm(number), []
     starts = range(0, number - args.queries + 1, args.queries)
     for start in tqdm(starts, desc=title, leave=False, disable=not sys.stderr.isatty()):
         queries = order[start : start + args.queries]
         templates = torch.randint(number, (args.templates,))
         images, labels = as_batch(data.train, torch.cat((queries, templates)).numpy(), args.device)
-        loss = loss_of(method, network, augment(images, args.shift, args.flip), labels, args)
+        images = augment(images, args.shift, args.flip)
+        loss = loss_of(method, temperature, network, images, labels, args)
         if not bool(loss.isfinite()):
             raise SystemExit(f"knn.py: the loss of {title} is {loss.item()}: lower --lr")
         optimizer.zero_grad()
@@ -268,14 +251,35 @@ def train_epoch(method: str, network: nn.Module, optimizer: Any, data: Splits, t
 
 def untrained(method: str, data: Splits, args: Any) -> Result:
     """Accuracy of kNN on pixels, or on their principal components."""
-    train_x, test_x = (
+    train_x, valid_x, test_x = (
         images.pixels.reshape(len(images.labels), -1).astype(np.float32) / 255
-        for images in (data.train, data.test)
+        for images in (data.train, data.valid, data.test)
     )
     if method == "pca":
         components = PCA(min(50, train_x.shape[1]), random_state=0).fit(train_x)
-        train_x, test_x = components.transform(train_x), components.transform(test_x)
-    return Result(neighbours_accuracy(train_x, data.train.labels, test_x, data.test.labels, args.k), 0, 0.0)
+        train_x, valid_x, test_x = map(components.transform, (train_x, valid_x, test_x))
+    valid, tested = (
+        neighbours_accuracy(train_x, data.train.labels, x, labels, args.k)
+        for x, labels in ((valid_x, data.valid.labels), (test_x, data.test.labels))
+    )
+    return Result(method, None, None, valid, tested, 0, 0.0)
+
+
+def run(method: str, data: Splits, args: Any) -> list[list[Result]]:
+    """Trains a method with every seed: a row for each temperature, or for the best of the first seed."""
+    if method in UNTRAINED:
+        return [[untrained(method, data, args)]]
+    temperatures: tuple[float | None, ...] = (None,)
+    if method in NEIGHBOURS:
+        temperatures = GRIDS[method] if args.tune else tuple(args.temperature or (DEFAULT[method],))
+    first, *others = args.seeds
+    if args.tune and len(temperatures) > 1:
+        tried = [train(method, temperature, data, first, args) for temperature in temperatures]
+        best = max(tried, key=lambda result: result.valid_accuracy or 0.0)
+        return [[best, *(train(method, best.temperature, data, seed, args) for seed in others)]]
+    return [
+        [train(method, temperature, data, seed, args) for seed in args.seeds] for temperature in temperatures
+    ]
 
 
 # ------------------------------------------------------------------------------------------ command line
@@ -290,12 +294,30 @@ def parse_args() -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[1], help="of networks and batches, one run each (default: 1)")
     add("--out", type=Path, help="folder for curves and checkpoints; a run that is there goes on")
     add("--k", type=int, default=9, help="neighbours (default: 9)")
-    add("--temperature", type=float, help="or epsilon, of the relaxation (default: one for each method)")
+    add(
+        "--temperature",
+        type=float,
+        nargs="+",
+        help="or epsilon, of the relaxation, a row for each (default: one for each method)",
+    )
+    add(
+        "--tune",
+        action="store_true",
+        help="try several temperatures with the first seed, keep the one with the best validation accuracy",
+    )
+    add(
+        "--loss",
+        choices=LOSSES,
+        default="share",
+        help="of the share p of right neighbours: 1 - p, or -ln p (default: share)",
+    )
     add("--queries", type=int, default=100, help="per step (default: 100)")
     add("--templates", type=int, default=100, help="per step (default: 100)")
     add("--network", choices=("conv", "resnet18"), default="conv")
+    add("--width", type=int, default=64, help="channels of ResNet-18's first stage (default: 64)")
     add("--optimizer", choices=("adam", "sgd"), default="adam")
     add("--lr", type=float, default=1e-3, help="learning rate (default: 1e-3)")
+    add("--cosine", action="store_true", help="let it fall to 0 over --epochs")
     add("--momentum", type=float, default=0.9, help="of SGD (default: 0.9)")
     add("--weight-decay", type=float, default=0.0, help="(default: 0)")
     add("--shift", type=int, default=0, help="move training images by up to so many pixels (default: 0)")
@@ -310,15 +332,17 @@ def parse_args() -> argparse.Namespace:
     for method in args.method:
         if method not in METHODS:
             parser.error(f"--method must be of {', '.join(METHODS)}, got {method}")
-    for name in ("queries", "templates", "epochs", "patience", "valid"):
+    for name in ("queries", "templates", "epochs", "patience", "valid", "width"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
     if not 1 <= args.k <= args.templates:
         parser.error(f"--k must lie in [1, {args.templates}], the templates of a step, got {args.k}")
-    for name in ("temperature", "lr"):
-        value = getattr(args, name)
-        if value is not None and not value > 0:
-            parser.error(f"--{name} must be positive, got {value}")
+    if args.tune and args.temperature is not None:
+        parser.error("--tune tries temperatures of its own: leave out --temperature")
+    for name, values in (("temperature", args.temperature or []), ("lr", [args.lr])):
+        for value in values:
+            if not 0 < value < math.inf:
+                parser.error(f"--{name} must be positive and finite, got {value}")
     try:
         args.splits = load(args.data, args.valid, seed=1)
     except DataError as error:
@@ -334,31 +358,60 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def table_row(results: list[Result]) -> str:
+    """The row of a method in the Markdown table."""
+    one = results[0]
+    epochs = sum(result.epochs for result in results)
+    cells = [
+        one.method,
+        "" if one.temperature is None else f"{one.temperature:g}",
+        spread([result.test_accuracy for result in results]),
+        spread([result.valid_accuracy for result in results if result.valid_accuracy is not None]),
+        " ".join(str(result.seed) for result in results if result.seed is not None),
+        " ".join(str(result.epochs) for result in results if epochs),
+        f"{sum(result.seconds for result in results) / epochs:.1f}" if epochs else "",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def spread(values: list[float]) -> str:
+    """Mean, lowest and highest."""
+    return f"{mean(values):.2f}" + (f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else "")
+
+
 def main() -> None:
     """Trains, evaluates, prints a table."""
     args = parse_args()
     data = args.splits
+    header = (
+        "method", "temperature", "test accuracy, %", "validation", "seeds", "epochs", "seconds per epoch"
+    )  # fmt: skip
     print(
         f"{len(data.train.labels)} training, {len(data.valid.labels)} validation, "
-        f"{len(data.test.labels)} test images\n\n"
-        f"| method | test accuracy, % | seeds | epochs | seconds per epoch |\n| --- | --- | --- | --- | --- |",
+        f"{len(data.test.labels)} test images\n\n| {' | '.join(header)} |\n|{' --- |' * len(header)}",
         flush=True,
     )
     for method in args.method:
-        seeds = args.seeds[:1] if method in UNTRAINED else args.seeds
-        results = [
-            untrained(method, data, args) if method in UNTRAINED else train(method, data, seed, args)
-            for seed in seeds
+        for results in run(method, data, args):
+            print(table_row(results), flush=True)
+            if args.out is not None:
+                write_results(results, args.out / "results.tsv")
+
+
+def write_results(results: list[Result], path: Path) -> None:
+    """Adds a line for each result, in the place of an earlier one of the same training."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [line.split("\t") for line in path.read_text().splitlines()[1:]] if path.exists() else []
+    rows = {tuple(line[:3]): line for line in lines}
+    for result in results:
+        line = [
+            "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+            for value in result
         ]
-        scores = [result.accuracy for result in results]
-        spread = f" ({min(scores):.2f} to {max(scores):.2f})" if len(scores) > 1 else ""
-        epochs = sum(result.epochs for result in results)
-        seconds = f"{sum(result.seconds for result in results) / epochs:.1f}" if epochs else ""
-        print(
-            f"| {method} | {mean(scores):.2f}{spread} | {'' if method in UNTRAINED else len(scores)} | "
-            f"{' '.join(str(result.epochs) for result in results) if epochs else ''} | {seconds} |",
-            flush=True,
-        )
+        rows[tuple(line[:3])] = line
+    part = path.with_suffix(".part")
+    part.write_text("\n".join("\t".join(line) for line in (Result._fields, *rows.values())) + "\n")
+    part.replace(path)
 
 
 if __name__ == "__main__":
