@@ -94,8 +94,8 @@ def loss_of(
 
 def as_batch(images: Images, chosen: Any, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images in [0, 1] and labels, on the device."""
-    pixels = torch.from_numpy(images.pixels[chosen]).to(device, torch.float32) / 255
-    return pixels, torch.from_numpy(images.labels[chosen]).to(device)
+    pixels = torch.tensor(images.pixels[chosen]).to(device, torch.float32) / 255
+    return pixels, torch.tensor(images.labels[chosen]).to(device)
 
 
 def augment(pixels: Tensor, shift: int, flip: bool) -> Tensor:
@@ -325,6 +325,7 @@ def parse_args() -> argparse.Namespace:
     add("--epochs", type=int, default=40, help="at most (default: 40)")
     add("--patience", type=int, default=10, help="epochs without a better validation accuracy (default: 10)")
     add("--valid", type=int, default=200, help="training images for validation (default: 200)")
+    add("--limit", type=int, default=0, help="training images, drawn at random (default: 0, all of them)")
     add("--device", type=torch.device, default="cpu", help="such as cuda (default: cpu)")
     args = parser.parse_args()
     if args.method == ["all"]:
@@ -335,6 +336,8 @@ def parse_args() -> argparse.Namespace:
     for name in ("queries", "templates", "epochs", "patience", "valid", "width"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.limit < 0:
+        parser.error(f"--limit must be at least 1, or 0 for no limit, got {args.limit}")
     if not 1 <= args.k <= args.templates:
         parser.error(f"--k must lie in [1, {args.templates}], the templates of a step, got {args.k}")
     if args.tune and args.temperature is not None:
@@ -344,7 +347,7 @@ def parse_args() -> argparse.Namespace:
             if not 0 < value < math.inf:
                 parser.error(f"--{name} must be positive and finite, got {value}")
     try:
-        args.splits = load(args.data, args.valid, seed=1)
+        args.splits = load(args.data, args.valid, seed=1, limit=args.limit)
     except DataError as error:
         parser.error(str(error))
     size = args.splits.train.pixels.shape[2:]

@@ -43,13 +43,14 @@ class DataError(ValueError):
     """What is wrong with a file, in one line."""
 
 
-def load(folder: Path | None, num_valid: int, seed: int) -> Splits:
+def load(folder: Path | None, num_valid: int, seed: int, limit: int = 0) -> Splits:
     """Reads a folder, or the digits if there is none.
 
     Args:
         folder: see above.
         num_valid: how many images of the training set are for validation, drawn at random.
         seed: of that draw, and of the digits' test set.
+        limit: how many of the others are for training, likewise; 0 for all.
 
     Raises:
         DataError: if the folder holds nothing that is known, or a file is broken.
@@ -75,7 +76,7 @@ def load(folder: Path | None, num_valid: int, seed: int) -> Splits:
     if not 0 < num_valid < len(train.labels):
         raise DataError(f"{num_valid} validation images of {len(train.labels)} training images")
     order = np.random.default_rng(seed).permutation(len(train.labels))
-    valid, rest = order[:num_valid], np.sort(order[num_valid:])
+    valid, rest = order[:num_valid], np.sort(order[num_valid : num_valid + limit if limit else None])
     return Splits(
         Images(train.pixels[rest], train.labels[rest]),
         Images(train.pixels[valid], train.labels[valid]),

@@ -59,6 +59,14 @@ def test_the_validation_images_are_those_of_the_seed(tmp_path):
     assert (one == same).all() and (one != other).any()
 
 
+def test_a_limit_keeps_so_many_training_images_and_all_others(tmp_path):
+    write_mnist(tmp_path / "mnist")
+    whole, part = (load(tmp_path / "mnist", 5, seed=1, limit=limit) for limit in (0, 10))
+    assert [len(images.labels) for images in part[:3]] == [10, 5, 10]
+    assert {image.tobytes() for image in part.train.pixels} < {image.tobytes() for image in whole.train.pixels}
+    assert (part.valid.pixels == whole.valid.pixels).all()
+
+
 LABELS = np.zeros(30, np.uint8)
 
 
