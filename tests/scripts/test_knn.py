@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "knn.py"
+PLOT = SCRIPT.with_name("plot_knn.py")
 
 
 def knn(*options: str) -> subprocess.CompletedProcess:
@@ -23,12 +25,12 @@ def table(done: subprocess.CompletedProcess) -> dict[str, list[str]]:
 
 def test_trained_features_are_better_neighbours_than_pixels():
     rows = table(knn("--shift", "1"))
-    assert float(rows["soft_topk"][0]) > float(rows["knn"][0]) > 90
+    assert float(rows["soft_topk"][1]) > float(rows["knn"][1]) > 90
 
 
 def test_several_seeds_have_a_mean_and_a_spread():
     rows = table(knn("--epochs", "1", "--seeds", "1", "2", "--method", "soft_topk"))
-    assert re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", rows["soft_topk"][0]) and rows["soft_topk"][1] == "2"
+    assert re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", rows["soft_topk"][1]) and rows["soft_topk"][3] == "1 2"
 
 
 def test_every_other_row_trains():
@@ -38,15 +40,15 @@ def test_every_other_row_trains():
     ]  # fmt: skip
     rows = table(knn("--epochs", "2", "--method", *methods))
     assert list(rows) == methods
-    for method, (accuracy, *_) in rows.items():
+    for method, (_, accuracy, *_) in rows.items():
         assert float(accuracy) > (40 if method == "autoencoder" else 80), method
 
 
 def test_the_rows_with_200_sinkhorn_steps_train():
     rows = table(knn("--epochs", "1", "--queries", "400", "--templates", "20", "--method", "soft_topk_200"))
-    assert float(rows["soft_topk_200"][0]) > 50
+    assert float(rows["soft_topk_200"][1]) > 50
     rows = table(knn("--epochs", "1", "--queries", "500", "--templates", "20", "--method", "sinkhorn_sort"))
-    assert float(rows["sinkhorn_sort"][0]) > 50
+    assert float(rows["sinkhorn_sort"][1]) > 50
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
@@ -54,12 +56,66 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
     whole = table(knn(*options, "--epochs", "3", "--out", str(tmp_path / "whole")))
     table(knn(*options, "--epochs", "1", "--out", str(tmp_path / "parts")))
     parts = table(knn(*options, "--epochs", "3", "--out", str(tmp_path / "parts")))
-    assert parts["neuralsort_sampled"][:3] == whole["neuralsort_sampled"][:3]
+    assert parts["neuralsort_sampled"][:5] == whole["neuralsort_sampled"][:5]
     curves = [
         [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]
-        for path in sorted(tmp_path.glob("*/neuralsort_sampled/seed1/curve.csv"))
+        for path in sorted(tmp_path.glob("*/neuralsort_sampled_1/seed1/curve.csv"))
     ]
     assert len(curves) == 2 and curves[0] == curves[1] and len(curves[0]) == 3
+
+
+def test_a_run_does_not_go_on_under_other_options(tmp_path):
+    options = ["--method", "softmax_k", "--epochs", "1", "--out", str(tmp_path)]
+    table(knn(*options))
+    other = knn(*options, "--loss", "cross_entropy")
+    assert other.returncode == 1
+    assert other.stderr.splitlines()[-1].endswith("trained with --loss share, not cross_entropy: remove it")
+
+
+def test_tune_keeps_the_temperature_with_the_best_validation_accuracy(tmp_path):
+    options = ["--epochs", "1", "--limit", "400", "--method", "neuralsort"]
+    rows = table(knn(*options, "--tune", "--seeds", "1", "2", "--out", str(tmp_path)))
+    tried = {
+        path.parts[-3].removeprefix("neuralsort_"): float(path.read_text().split(",")[2])
+        for path in tmp_path.glob("*/seed1/curve.csv")
+    }
+    assert len(tried) == 4
+    assert tried[rows["neuralsort"][0]] == max(tried.values())
+    assert [path.parts[-3] for path in tmp_path.glob("*/seed2/curve.csv")] == [
+        "neuralsort_" + rows["neuralsort"][0]
+    ]
+    header, *lines = (line.split("\t") for line in (tmp_path / "results.tsv").read_text().splitlines())
+    results = [dict(zip(header, line, strict=True)) for line in lines]
+    assert [result["seed"] for result in results] == ["1", "2"]
+    assert float(results[0]["valid_accuracy"]) == max(tried.values())
+
+
+def test_several_temperatures_are_rows_and_a_picture(tmp_path):
+    done = knn(
+        "--method", "softmax_k", "soft_topk", "--temperature", "0.01", "0.1", "--epochs", "1", "--out",
+        str(tmp_path),
+    )  # fmt: skip
+    assert [line.split(" | ")[1] for line in done.stdout.splitlines()[4:]] == ["0.01", "0.1"] * 2
+    run = str(tmp_path / "soft_topk_0.01" / "seed1")
+    for options in (["accuracy", str(tmp_path)], ["neighbours", run], ["features", run, run, "--number", "60"]):
+        picture = tmp_path / f"{options[0]}.png"
+        subprocess.run([sys.executable, str(PLOT), *options, "--out", str(picture)], check=True, timeout=300)
+        with Image.open(picture) as image:
+            assert min(image.size) > 400 and len(image.getcolors(image.width * image.height)) > 20
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["features", "nowhere"], "nowhere holds no training of knn.py"),
+        (["neighbours", "nowhere"], "nowhere holds no training of knn.py"),
+        (["accuracy", "nowhere"], "nowhere/results.tsv does not exist"),
+    ],
+)
+def test_plots_of_nothing_say_so(options, message, tmp_path):
+    command = [sys.executable, str(PLOT), *options, "--out", str(tmp_path / "x.png")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and message in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +123,10 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
     [
         (["--k", "0"], "--k must lie in [1, 100], the templates of a step, got 0"),
         (["--k", "101"], "got 101"),
-        (["--temperature", "0"], "--temperature must be positive, got 0.0"),
+        (["--temperature", "0"], "--temperature must be positive and finite, got 0.0"),
+        (["--temperature", "0.1", "inf"], "--temperature must be positive and finite, got inf"),
+        (["--temperature", "0.1", "--tune"], "--tune tries temperatures of its own: leave out --temperature"),
+        (["--limit", "-1"], "--limit must be at least 1, or 0 for no limit, got -1"),
         (["--queries", "1200"], "--queries must be at most 1097, the training images, got 1200"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--method", "knnn"], "--method must be of knn, pca, autoencoder"),
