@@ -11,9 +11,9 @@
 set -euo pipefail
 
 recipe=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck source=download.sh source-path=SCRIPTDIR
-source "$recipe/download.sh"
-if [ "${1:-}" = --help ]; then sed -n '2,/^set -euo/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit; fi
+# shellcheck source=../functions.sh source-path=SCRIPTDIR
+source "$recipe/../functions.sh"
+[ "${1:-}" != --help ] || show_help
 
 settings=(
   --network resnet18 --valid 5000 --shift 4 --flip
@@ -29,7 +29,7 @@ RUN=${RUN:-$recipe/../../runs/knn_cifar10$kind}
 if [ -z "${CIFAR10:-}" ]; then
   CIFAR10=$recipe/../../runs/cifar10
   archive=cifar-10-python.tar.gz
-  download https://www.cs.toronto.edu/~kriz "$CIFAR10" c58f30108f718f92721af3b95e74349a "$archive"
+  download "https://www.cs.toronto.edu/~kriz/$archive" c58f30108f718f92721af3b95e74349a "$CIFAR10/$archive"
   if [ ! -e "$CIFAR10/cifar-10-batches-py" ]; then
     mkdir -p "$CIFAR10/part"
     tar -xzf "$CIFAR10/$archive" -C "$CIFAR10/part"

@@ -11,9 +11,9 @@
 set -euo pipefail
 
 recipe=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck source=download.sh source-path=SCRIPTDIR
-source "$recipe/download.sh"
-if [ "${1:-}" = --help ]; then sed -n '2,/^set -euo/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit; fi
+# shellcheck source=../functions.sh source-path=SCRIPTDIR
+source "$recipe/../functions.sh"
+[ "${1:-}" != --help ] || show_help
 
 settings=(--valid 5000 --shift 2 --epochs 30 --patience 30 --cosine)
 small='' seeds=(1 2 3)
@@ -26,10 +26,12 @@ RUN=${RUN:-$recipe/../../runs/knn_mnist$small}
 if [ -z "${MNIST:-}" ]; then
   MNIST=$recipe/../../runs/mnist
   site=https://ossci-datasets.s3.amazonaws.com/mnist
-  download "$site" "$MNIST" f68b3c2dcbeaaa9fbdd348bbdeb94873 train-images-idx3-ubyte.gz
-  download "$site" "$MNIST" d53e105ee54ea40749a09fcbcd1e9432 train-labels-idx1-ubyte.gz
-  download "$site" "$MNIST" 9fb629c4189551a2d022fa330f9573f3 t10k-images-idx3-ubyte.gz
-  download "$site" "$MNIST" ec29112dd5afa0611ce80d1b7f02629c t10k-labels-idx1-ubyte.gz
+  while read -r md5 file; do download "$site/$file" "$md5" "$MNIST/$file"; done << END
+f68b3c2dcbeaaa9fbdd348bbdeb94873 train-images-idx3-ubyte.gz
+d53e105ee54ea40749a09fcbcd1e9432 train-labels-idx1-ubyte.gz
+9fb629c4189551a2d022fa330f9573f3 t10k-images-idx3-ubyte.gz
+ec29112dd5afa0611ce80d1b7f02629c t10k-labels-idx1-ubyte.gz
+END
 fi
 
 python "$recipe/../../scripts/knn.py" --data "$MNIST" --out "$RUN" --method all --tune --seeds "${seeds[@]}" \

@@ -16,18 +16,6 @@ need python subword-nmt fairseq-preprocess
 
 url=https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw
 
-step() { # step FOLDER COMMAND: makes the folder, under another name until the command has succeeded
-  local folder=$1 command=$2
-  [ ! -e "$RUN/$folder" ] || { echo "-- $folder: done before" && return; }
-  echo "-- $folder"
-  rm -rf "$RUN/$folder.part"
-  mkdir "$RUN/$folder.part"
-  "$command" "$RUN/$folder.part"
-  mv "$RUN/$folder.part" "$RUN/$folder"
-}
-
-lines() { grep -c '' "$1" || true; }
-
 # -------------------------------------------------------------------------------------------- raw text
 
 take() { # take NAME FOLDER

@@ -4,6 +4,8 @@ set -euo pipefail
 
 recipe=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$recipe/../.." && pwd)
+# shellcheck source=../functions.sh source-path=SCRIPTDIR
+source "$recipe/../functions.sh"
 
 # Where
 export RUN=${RUN:-$root/runs/multi30k_en_de}        # everything goes here
@@ -34,18 +36,6 @@ export PYTHONUTF8=1
 # fairseq can put a source word in the place of an unknown one (--replace-unk) only where it has the text.
 if [ "$BPE_MERGES" = 0 ]; then data_format=(--dataset-impl raw); else data_format=(--dataset-impl mmap); fi
 
-fail() { echo "$(basename "$0"): $*" >&2 && exit 1; }
-
-show_help() { sed -n '2,/^set -euo/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit; } # the comment on its top
-
-need() { # need COMMAND...
-  local command
-  for command in "$@"; do
-    type -P "$command" > /dev/null ||
-      fail "$command is not on the PATH: make and activate an environment first, see README.md"
-  done
-}
-
 take_run_folder() { # work under other settings must not be taken for its own
   local settings="BPE_MERGES=$BPE_MERGES TRAIN_PAIRS=$TRAIN_PAIRS HELD_OUT=$HELD_OUT LENPENS=$LENPENS"
   [[ $BPE_MERGES =~ ^[0-9]+$ ]] || fail "BPE_MERGES must be a whole number, 0 for words, got $BPE_MERGES"
@@ -54,10 +44,4 @@ take_run_folder() { # work under other settings must not be taken for its own
   [ -e "$RUN/settings" ] || echo "$settings" > "$RUN/settings"
   [ "$(cat "$RUN/settings")" = "$settings" ] ||
     fail "$RUN was made with other settings ($(cat "$RUN/settings")): remove it or choose another RUN"
-}
-
-logged() { # logged FILE COMMAND...: what it prints goes into the file; if it fails, its last line is the error
-  local log=$1
-  shift
-  "$@" >> "$log" 2>&1 || fail "$1: $(tail -n 1 "$log") (see $log)"
 }

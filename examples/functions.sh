@@ -1,0 +1,50 @@
+# What the recipes' scripts share.
+# shellcheck shell=bash
+set -euo pipefail
+
+fail() { echo "$(basename "$0"): $*" >&2 && exit 1; }
+
+show_help() { sed -n '2,/^set -euo/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit; } # the comment on its top
+
+need() { # need COMMAND...
+  local command
+  for command in "$@"; do
+    type -P "$command" > /dev/null ||
+      fail "$command is not on the PATH: make and activate an environment first, see README.md"
+  done
+}
+
+logged() { # logged FILE COMMAND...: what it prints goes into the file; if it fails, its last line is the error
+  local log=$1
+  shift
+  "$@" >> "$log" 2>&1 || fail "$1: $(tail -n 1 "$log") (see $log)"
+}
+
+step() { # step FOLDER COMMAND: makes RUN/FOLDER, under another name until the command has succeeded
+  local folder=$1 command=$2
+  [ ! -e "$RUN/$folder" ] || { echo "-- $folder: done before" && return; }
+  echo "-- $folder"
+  rm -rf "$RUN/$folder.part"
+  mkdir "$RUN/$folder.part"
+  "$command" "$RUN/$folder.part"
+  mv "$RUN/$folder.part" "$RUN/$folder"
+}
+
+lines() { grep -c '' "$1" || true; }
+
+download() { # download URL CHECKSUM FILE: unless it is there; MD5 or SHA-256, or - where none is known
+  local url=$1 checksum=$2 file=$3 sum=sha256sum
+  [ ! -e "$file" ] || return 0
+  need curl
+  echo "-- download $url"
+  mkdir -p "$(dirname "$file")"
+  curl --fail --location --retry 3 --silent --show-error --continue-at - --output "$file.part" "$url" ||
+    fail "cannot download $url"
+  [ "${#checksum}" -ne 32 ] || sum=md5sum
+  if [ "$checksum" = - ]; then
+    echo "   no checksum is known of it; it has the SHA-256 $(sha256sum < "$file.part" | cut -d ' ' -f 1)"
+  elif ! echo "$checksum  $file.part" | "$sum" --check --status; then
+    fail "$url does not have the checksum $checksum: remove $file.part and try again"
+  fi
+  mv "$file.part" "$file"
+}

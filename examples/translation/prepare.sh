@@ -1,0 +1,206 @@
+#!/usr/bin/env bash
+# From corpora to what fairseq trains on: bash prepare.sh
+#
+#   DATA=folder         train.SRC and train.TGT, plain or .gz, and valid.* and test.* if there are any: without
+#                       them HELD_OUT pairs each are taken out of train; without DATA it downloads the corpora
+#   TOKENIZED=1         DATA is in Moses tokens, with entities such as &apos;
+#   PAIRS=0             at most so many training pairs, from the top
+#   SEGMENTER=bpe       or sentencepiece
+#   MERGES=32000        of BPE, or SentencePiece's vocabulary; joint
+#   SHARD=1000000       pairs in a shard, of which WORKERS are worked on at a time
+#   RUN=folder          where everything goes
+#
+# Writes RUN/raw, shards, tokens, codes, pieces and data-bin.  What is finished is skipped when it is run again: a
+# folder or a shard gets its name when it is complete.
+set -euo pipefail
+
+# shellcheck source=settings.sh source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+[ "${1:-}" != --help ] || show_help
+[ $# -eq 0 ] || fail "takes no arguments, got $*"
+need python subword-nmt fairseq-preprocess sacrebleu
+take_run_folder
+export here RUN
+
+text() { python "$here/text.py" "$@"; }
+
+each_shard() { # each_shard COMMAND FOLDER: the function for each shard, WORKERS at a time
+  shards | xargs -P "$WORKERS" -I {} bash -c "set -euo pipefail; $1 $2 {}" ||
+    fail "not all shards are finished: mend what the messages above say and run again"
+}
+
+parts() { # parts FOLDER COMMAND: as step, but keeps the shards that are finished
+  local folder=$1 command=$2
+  [ ! -e "$RUN/$folder" ] || { echo "-- $folder: done before" && return; }
+  echo "-- $folder"
+  mkdir -p "$RUN/$folder.part"
+  "$command" "$RUN/$folder.part"
+  mv "$RUN/$folder.part" "$RUN/$folder"
+}
+
+# -------------------------------------------------------------------------------------------- raw text
+
+take() { # take NAME OUT: a file of DATA, plain or compressed
+  if [ -f "$DATA/$1.gz" ]; then
+    gunzip -c "$DATA/$1.gz" > "$2/$1" || fail "$DATA/$1.gz is broken"
+  elif [ -f "$DATA/$1" ]; then
+    cp "$DATA/$1" "$2/$1"
+  else
+    fail "DATA=$DATA has neither $1.gz nor $1"
+  fi
+  if [ -n "$TOKENIZED" ]; then
+    text detokenize "${1##*.}" < "$2/$1" > "$2/plain"
+    mv "$2/plain" "$2/$1"
+  fi
+}
+
+limit() { # limit OUT: the first PAIRS of the training pairs
+  local language
+  [ "$PAIRS" -gt 0 ] || return 0
+  for language in "$SRC" "$TGT"; do
+    sed -n "1,${PAIRS}p;${PAIRS}q" "$1/train.$language" > "$1/first"
+    mv "$1/first" "$1/train.$language"
+  done
+}
+
+take_raw() {
+  local out=$1 split language
+  if [ -z "$DATA" ]; then
+    download_raw "$out"
+    limit "$out"
+  else
+    for language in "$SRC" "$TGT"; do take "train.$language" "$out"; done
+    limit "$out"
+    if compgen -G "$DATA/valid.$SRC*" > /dev/null; then
+      for split in valid test; do
+        for language in "$SRC" "$TGT"; do take "$split.$language" "$out"; done
+      done
+    else
+      mkdir "$out/split"
+      text hold-out "$out" "$out/split" "$SRC" "$TGT" "$HELD_OUT"
+      mv "$out"/split/* "$out"
+      rmdir "$out/split"
+    fi
+  fi
+  for split in train valid test; do
+    local source target
+    source=$(lines "$out/$split.$SRC") target=$(lines "$out/$split.$TGT")
+    [ "$source" -gt 0 ] || fail "$split.$SRC is empty"
+    [ "$source" -eq "$target" ] ||
+      fail "$split.$SRC has $source lines but $split.$TGT has $target: they must be parallel"
+  done
+}
+
+cut_shards() {
+  local language
+  for language in "$SRC" "$TGT"; do
+    split --lines "$SHARD" --numeric-suffixes --suffix-length 4 --additional-suffix ".$language" \
+      "$RUN/raw/train.$language" "$1/"
+  done
+}
+
+# ---------------------------------------------------------------------------------------------- tokens
+
+tokenize_shard() { # what is counted is written last: a shard that has it is complete
+  local out=$1 shard=$2
+  [ ! -e "$out/$shard.counts" ] || return 0
+  # shellcheck disable=SC2086
+  python "$here/text.py" tokens "$RUN/shards/$shard" "$out/$shard" "$SRC" "$TGT" $TOKENS \
+    --max-tokens "$MAX_TOKENS" --not-in "$RUN"/raw/{valid,test}.{"$SRC","$TGT"} > "$out/$shard.counts.part"
+  mv "$out/$shard.counts.part" "$out/$shard.counts"
+}
+export -f tokenize_shard
+
+tokenize() {
+  local out=$1 split
+  [ "$SEGMENTER" = bpe ] || TOKENS+=" --pieces"
+  export TOKENS
+  for split in valid test; do
+    # shellcheck disable=SC2086
+    text tokens "$RUN/raw/$split" "$out/$split" "$SRC" "$TGT" $TOKENS > /dev/null
+  done
+  each_shard tokenize_shard "$out"
+  cat "$out"/*.counts | awk -F '\t' '{ n[$2] += $1 } END { for (what in n) print "   " n[what], what }' | sort -rn
+  [ -s "$out/$(shards | head -n 1).$SRC" ] || fail "no training pair is left"
+}
+
+# --------------------------------------------------------------------------------------- pieces, data-bin
+
+learn() {
+  local out=$1 language
+  for language in "$SRC" "$TGT"; do
+    for shard in $(shards); do cat "$RUN/tokens/$shard.$language"; done |
+      awk -v n="$LEARN_LINES" 'NR <= n' >> "$out/sample"
+  done
+  if [ "$SEGMENTER" = bpe ]; then
+    logged "$RUN/prepare.log" subword-nmt learn-bpe -s "$MERGES" -i "$out/sample" -o "$out/codes"
+  else
+    logged "$RUN/prepare.log" python -c 'import sys, sentencepiece as spm
+spm.SentencePieceTrainer.train(input=sys.argv[1], model_prefix=sys.argv[2], vocab_size=int(sys.argv[3]),
+                               character_coverage=1.0, num_threads=int(sys.argv[4]))' \
+      "$out/sample" "$out/spm" "$MERGES" "$WORKERS"
+  fi
+  rm "$out/sample"
+}
+
+segment() { # segment IN OUT: a file
+  if [ "$SEGMENTER" = bpe ]; then
+    subword-nmt apply-bpe -c "$RUN/codes/codes" < "$1" > "$2.part"
+  else
+    python "$here/text.py" pieces "$RUN/codes/spm.model" < "$1" > "$2.part"
+  fi
+  mv "$2.part" "$2"
+}
+
+segment_shard() {
+  local out=$1 shard=$2 language
+  for language in "$SRC" "$TGT"; do
+    [ -e "$out/$shard.$language" ] || segment "$RUN/tokens/$shard.$language" "$out/$shard.$language"
+  done
+}
+export -f segment segment_shard
+
+segment_all() {
+  local split
+  for split in valid test; do segment_shard "$1" "$split"; done
+  each_shard segment_shard "$1"
+}
+
+binarize_shard() { # the first holds the validation and test sets, too
+  local out=$1 shard=$2 held_out=()
+  [ ! -e "$out/$shard" ] || return 0
+  rm -rf "$out/$shard.part"
+  [ "$shard" != 0000 ] || held_out=(--validpref "$RUN/pieces/valid" --testpref "$RUN/pieces/test")
+  fairseq-preprocess -s "$SRC" -t "$TGT" --srcdict "$out/dict.txt" --joined-dictionary --workers 1 \
+    --trainpref "$RUN/pieces/$shard" "${held_out[@]}" --destdir "$out/$shard.part" > "$out/$shard.log" 2>&1 || {
+    echo "fairseq-preprocess: $(tail -n 1 "$out/$shard.log") (see $out/$shard.log)" >&2
+    return 1
+  }
+  mv "$out/$shard.part" "$out/$shard"
+}
+export -f binarize_shard
+
+binarize() {
+  local out=$1 language
+  if [ ! -e "$out/dict.txt" ]; then
+    rm -rf "$out/all"
+    mkdir "$out/all"
+    for language in "$SRC" "$TGT"; do
+      for shard in $(shards); do cat "$RUN/pieces/$shard.$language"; done > "$out/all/train.$language"
+    done
+    logged "$RUN/prepare.log" fairseq-preprocess -s "$SRC" -t "$TGT" --joined-dictionary --dict-only \
+      --workers "$WORKERS" --trainpref "$out/all/train" --destdir "$out/all"
+    mv "$out/all/dict.$SRC.txt" "$out/dict.txt"
+    rm -r "$out/all"
+  fi
+  each_shard binarize_shard "$out"
+}
+
+# -------------------------------------------------------------------------------------------- all of it
+
+step raw take_raw
+step shards cut_shards
+parts tokens tokenize
+step codes learn
+parts pieces segment_all
+parts data-bin binarize

@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# Trains one model: bash train.sh pretrained|control|soft_beam [fairseq-train options...]
+#
+#   pretrained          from scratch, with teacher forcing
+#   control, soft_beam  fine-tunes that one, for the same number of updates: with teacher forcing, with the beam
+#
+#   SCHEDULE=modern     Adam, label smoothing, half precision on GPUs; paper: the paper's, 1.1 million updates
+#   UPDATES, FINETUNE_UPDATES                    empty: the schedule's
+#   DEVICE=gpu          or cpu
+#   PROCESSES=1 NODES=1 NODE_RANK=0 MASTER=localhost:29500   see slurm.sh; one process for each GPU
+#   UPDATE_FREQ=1       batches of each process in an update: PROCESSES x NODES x UPDATE_FREQ is what counts
+#   RUN=folder          where everything goes
+#
+# Run again, it goes on from the last checkpoint.  What comes out is RUN/models/NAME/model.pt, the mean of the last
+# AVERAGE checkpoints.  Options of fairseq-train come last and override.
+set -euo pipefail
+
+# shellcheck source=settings.sh source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+[ "${1:-}" != --help ] || show_help
+[[ ${1:-} =~ ^(pretrained|control|soft_beam)$ ]] || fail "wants pretrained, control or soft_beam, see --help"
+[[ $SCHEDULE =~ ^(modern|paper)$ ]] || fail "SCHEDULE must be modern or paper, got $SCHEDULE"
+[[ $DEVICE =~ ^(gpu|cpu)$ ]] || fail "DEVICE must be gpu or cpu, got $DEVICE"
+need python fairseq-train torchrun
+take_run_folder
+name=$1 folder=$RUN/models/$1
+shift
+[ ! -e "$folder/model.pt" ] || { echo "-- train $name: done before" && exit; }
+
+# ------------------------------------------------------------------------------------------ schedules
+
+case $SCHEDULE-$name in
+  modern-pretrained)
+    updates=${UPDATES:-100000}
+    schedule=(
+      --criterion label_smoothed_cross_entropy --label-smoothing 0.1
+      --optimizer adam --adam-betas '(0.9, 0.98)' --lr 1e-3 --lr-scheduler inverse_sqrt --warmup-updates 4000
+      --clip-norm 1 --max-tokens 8000
+    )
+    ;;
+  modern-*)
+    updates=${FINETUNE_UPDATES:-4000}
+    schedule=(
+      --criterion soft_beam --optimizer adam --lr 3e-4 --lr-scheduler polynomial_decay --total-num-update "$updates"
+      --clip-norm 1 --max-tokens 2000
+    )
+    ;;
+  paper-pretrained) # the learning rate falls to a tenth every 1e5 updates, from 5e5 on
+    updates=${UPDATES:-1000000}
+    schedule=(
+      --criterion cross_entropy --optimizer sgd --lr 1 --lr-scheduler manual
+      --update2lr "{'1':1,'500000':1e-1,'600000':1e-2,'700000':1e-3,'800000':1e-4,'900000':1e-5}"
+      --clip-norm 1 --batch-size 80 --sentence-avg
+    )
+    ;;
+  paper-*)
+    updates=${FINETUNE_UPDATES:-100000}
+    schedule=(
+      --criterion soft_beam --soft-beam-objective gold --soft-beam-size 5 --soft-beam-epsilon 0.1
+      --soft-beam-score-grad-clip 0.5 --teacher-forcing-ratio 0.8
+      --optimizer sgd --lr 0.05 --lr-scheduler fixed --clip-norm 1 --batch-size 80 --sentence-avg
+    )
+    ;;
+esac
+every=$((updates < 20 ? 1 : updates / 20)) # 20 checkpoints, of which the last are kept
+schedule+=(--max-update "$updates" --save-interval-updates "$every" --keep-interval-updates "$AVERAGE")
+
+start=()
+if [ "$name" != pretrained ]; then
+  [ -f "$RUN/models/pretrained/model.pt" ] || fail "$name starts from $RUN/models/pretrained/model.pt: train that first"
+  start=(--finetune-from-model "$RUN/models/pretrained/model.pt" --disable-validation)
+fi
+if [ "$name" = control ]; then schedule+=(--teacher-forcing-ratio 1); fi
+
+# ------------------------------------------------------------------------------------------- processes
+
+world=$((PROCESSES * NODES))
+engine=(--update-freq "$UPDATE_FREQ")
+if [ "$DEVICE" = cpu ]; then
+  engine+=(--cpu)
+elif [ "$SCHEDULE" = modern ]; then
+  engine+=(--fp16)
+fi
+
+launch() { # launch OPTIONS...: fairseq-train, in as many processes as are wanted
+  if [ "$world" -eq 1 ]; then
+    fairseq-train "$@"
+    return
+  fi
+  local backend=nccl
+  [ "$DEVICE" = gpu ] || backend=gloo
+  # shellcheck disable=SC2016
+  torchrun --nnodes "$NODES" --node-rank "$NODE_RANK" --nproc-per-node "$PROCESSES" \
+    --master-addr "${MASTER%:*}" --master-port "${MASTER##*:}" --no-python \
+    bash -c 'exec fairseq-train "$@" --distributed-rank "$RANK" --device-id "$LOCAL_RANK"' fairseq-train "$@" \
+    --distributed-world-size "$world" --distributed-init-method env:// --distributed-no-spawn \
+    --distributed-backend "$backend" --ddp-backend legacy_ddp --load-checkpoint-on-all-dp-ranks
+}
+
+data=$(shards | sed "s|^|$RUN/data-bin/|" | paste -sd :)
+mkdir -p "$folder"
+echo "-- train $name, log in $folder/train.log"
+trap 'echo "$SECONDS" >> "$folder/seconds"' EXIT # a line for each time it was started
+logged "$folder/train.log" launch "$data" --user-dir "$PLUGIN" -s "$SRC" -t "$TGT" --save-dir "$folder" \
+  "${start[@]}" "${ARCH[@]}" "${schedule[@]}" "${engine[@]}" --required-batch-size-multiple 1 \
+  --skip-invalid-size-inputs-valid-test --keep-last-epochs "$AVERAGE" --seed 1 \
+  --log-format simple --log-interval "$((every < 100 ? every : 100))" "$@"
+if [ "$NODE_RANK" -eq 0 ]; then
+  logged "$folder/train.log" python "$here/average.py" "$folder" "$AVERAGE" "$folder/model.part"
+  mv "$folder/model.part" "$folder/model.pt"
+fi

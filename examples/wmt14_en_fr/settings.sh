@@ -1,0 +1,7 @@
+# WMT'14 English to French, the paper's Table 2: an LSTM of the sizes of RNNsearch, sentences of up to 50 tokens.
+# shellcheck shell=bash disable=SC2034
+SRC=en TGT=fr VALID_SET=wmt13 TEST_SET=wmt14/full
+TOKENS=--aggressive MAX_TOKENS=${MAX_TOKENS:-50}
+ARCH=(--arch topk_attention_bahdanau --attention-relaxation softmax)
+# shellcheck source=../translation/wmt.sh source-path=SCRIPTDIR
+source "$RECIPE/../translation/wmt.sh"
