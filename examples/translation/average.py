@@ -10,9 +10,8 @@ import re
 from pathlib import Path
 
 import torch
-from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
-import fairseq_softtopk.plugin  # noqa: F401  what its checkpoints hold may be read
+import fairseq_softtopk.plugin  # noqa: F401  what fairseq's checkpoints hold may be read
 
 
 def last_checkpoints(folder: Path, number: int) -> list[Path]:
@@ -38,7 +37,7 @@ def main() -> None:
         parser.error(f"NUMBER must be at least 1, got {args.number}")
     paths = last_checkpoints(args.folder, args.number)
     for i, path in enumerate(paths):
-        checkpoint = load_checkpoint_to_cpu(str(path))
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if i == 0:
             total = {name: value.double() for name, value in checkpoint["model"].items()}
         elif checkpoint["model"].keys() != total.keys():
