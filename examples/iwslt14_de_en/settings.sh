@@ -9,9 +9,11 @@ ARCH=(
   --decoder-embed-dim 256 --decoder-hidden-size 256 --decoder-out-embed-dim 256
 )
 
+ARCHIVE=${ARCHIVE:-http://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz}
+
 download_raw() { # download_raw OUT
   local out=$1 archive=$RUN/downloads/de-en.tgz language year
-  download http://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz - "$archive"
+  download "$ARCHIVE" - "$archive"
   tar -xf "$archive" -C "$out"
   for language in de en; do
     # A talk's transcript between lines of XML, of which the two languages have the same.

@@ -1,5 +1,7 @@
-# Downloads WMT's corpora: the lines of the recipe's corpora.txt, and sacreBLEU's validation and test sets.
+# Downloads WMT's corpora: those in the recipe's corpora.txt, and sacreBLEU's validation and test sets.
 # shellcheck shell=bash
+
+CORPORA=${CORPORA:-$RECIPE/corpora.txt}
 
 download_raw() { # download_raw OUT
   local out=$1 checksum url source target archive split set language side
@@ -10,7 +12,7 @@ download_raw() { # download_raw OUT
     tar -xf "$archive" -C "$out" "$source" "$target"
     append "$out/$source" "$out/train.$SRC"
     append "$out/$target" "$out/train.$TGT"
-  done < <(grep -v '^#' "$RECIPE/corpora.txt")
+  done < <(grep -v '^#' "$CORPORA")
   for split in valid:"$VALID_SET" test:"$TEST_SET"; do
     set=${split#*:}
     for side in src:"$SRC" ref:"$TGT"; do

@@ -1,0 +1,338 @@
+"""The recipes at full size, ``examples/translation`` and those built on it, on a corpus of 600 pairs."""
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from sacrebleu.dataset import DATASETS
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+SMALL = {
+    "DEVICE": "cpu", "PROCESSES": 2, "WORKERS": 2, "HELD_OUT": 20, "MERGES": 300, "SHARD": 230, "UPDATES": 6,
+    "FINETUNE_UPDATES": 2, "AVERAGE": 2,
+}  # fmt: skip
+TRAIN_PAIRS = 600
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """Sentence pairs, 600 for training."""
+    folder = tmp_path_factory.mktemp("text")
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "write_corpus.py"),
+        "--target",
+        "de",
+        "--out",
+        str(folder),
+    ]
+    subprocess.run(
+        [*command, "--train", str(TRAIN_PAIRS), "--valid", "20", "--test", "15"],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def data(text, tmp_path):
+    """Its training pairs alone, to be spoilt."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for language in ("en", "de"):
+        (folder / f"train.{language}").write_bytes((text / f"train.{language}").read_bytes())
+    return folder
+
+
+def bash(recipe, script, *arguments, **settings):
+    return subprocess.run(
+        ["bash", str(EXAMPLES / recipe / script), *map(str, arguments)],
+        env={**os.environ, **{name: str(value) for name, value in settings.items()}},
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+
+
+def prepared(data, run, recipe="wmt16_en_de", **settings):
+    done = bash(recipe, "prepare.sh", DATA=data, RUN=run, **{**SMALL, **settings})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def fails_with(done, message):
+    assert done.returncode != 0
+    assert message in done.stderr, done.stderr
+
+
+def lines(path):
+    return path.read_text().splitlines()
+
+
+def squeezed(sentence):
+    return "".join(sentence.split()).lower()
+
+
+# ------------------------------------------------------------------------------------------ end to end
+
+
+def corpus(text, tmp_path):
+    """The folder in the variable WMT_SAMPLE, or the corpus above with what tokenised corpora contain."""
+    if "WMT_SAMPLE" in os.environ:
+        return Path(os.environ["WMT_SAMPLE"]), {"HELD_OUT": 100, "MERGES": 1000, "SHARD": 4000}
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for language in ("en", "de"):
+        sentences = lines(text / f"train.{language}")
+        sentences[5] = "Parliament &apos;s &quot; vote &quot; &amp; more &#91; sic &#93; ."
+        sentences[7] = ""
+        sentences[9] = "word " * 60
+        sentences[11:14] = [sentences[0]] * 3  # the first pair is held out
+        with gzip.open(folder / f"train.{language}.gz", "wt") as file:
+            file.write("".join(f"{sentence}\n" for sentence in sentences))
+    return folder, {}
+
+
+def test_from_a_corpus_to_a_table(text, tmp_path):
+    data, sizes = corpus(text, tmp_path)
+    run, settings = tmp_path / "run", {**SMALL, **sizes}
+    done = bash("wmt16_en_de", "run.sh", "--small", DATA=data, RUN=run, TOKENIZED=1, **settings)
+    assert done.returncode == 0, done.stderr
+
+    # Text: nothing of the held-out sets is trained on, and entities are what they stand for.
+    shards = sorted(path.stem for path in (run / "shards").glob("*.en"))
+    assert len(shards) >= 3
+    held_out = set()
+    for language in ("en", "de"):
+        for split in ("valid", "test"):
+            assert len(lines(run / "raw" / f"{split}.{language}")) == settings["HELD_OUT"]
+            held_out |= set(map(squeezed, lines(run / "raw" / f"{split}.{language}")))
+        train = [line for shard in shards for line in lines(run / "tokens" / f"{shard}.{language}")]
+        assert train and not held_out & set(map(squeezed, train))
+        assert not re.search(r"&(amp|apos|quot|#\d+);", "\n".join(train))
+        assert all(0 < len(line.split()) <= 50 for line in train)
+    counts = {what: int(number) for number, what in re.findall(r"^   (\d+) (.+)$", done.stdout, re.MULTILINE)}
+    assert counts["kept"] == len(train)
+    assert counts["held out"] > 0 and counts["too long"] > 0 and counts["empty"] > 0
+
+    # Binary data: one dictionary for all shards, of the size that was asked for.
+    dictionaries = {path.read_text() for path in (run / "data-bin").glob("*/dict.*.txt")}
+    assert len(dictionaries) == 1
+    symbols = {line.split(" ")[0] for line in dictionaries.pop().splitlines()}
+    characters = {character for line in train for character in line}
+    assert settings["MERGES"] * 0.5 < len(symbols) < settings["MERGES"] + 4 * len(characters)
+
+    # Models: the mean of the last checkpoints.
+    folder = run / "models" / "soft_beam"
+    last = sorted(folder.glob("checkpoint_*_*.pt"), key=lambda path: int(path.stem.split("_")[-1]))
+    model, *both = (torch.load(path, weights_only=True)["model"] for path in (folder / "model.pt", *last[-2:]))
+    assert len(both) == 2
+    moved = 0.0
+    for name, value in model.items():
+        torch.testing.assert_close(value, (both[0][name] + both[1][name]) / 2)
+        moved += (both[0][name] - both[1][name]).abs().sum().item()
+    assert moved > 0
+
+    # Scores.
+    for name in ("pretrained", "control", "soft_beam"):
+        assert f"\n| {name} | " in done.stdout
+        bleu, _ = json.loads((run / "models" / name / "scores.json").read_text())
+        assert "tok:13a" in bleu["signature"] and "version:" in bleu["signature"]
+        assert len(lines(run / "models" / name / "test.txt")) == settings["HELD_OUT"]
+
+    again = bash("wmt16_en_de", "run.sh", "--small", DATA=data, RUN=run, TOKENIZED=1, **settings)
+    assert again.returncode == 0, again.stderr
+    assert "done before" in again.stdout and again.stdout.splitlines()[-5:] == done.stdout.splitlines()[-5:]
+    other = bash("wmt16_en_de", "run.sh", "--small", DATA=data, RUN=run, **settings)
+    fails_with(other, "was made with other settings")
+
+
+def test_sentencepiece_finds_the_pieces_of_plain_text(data, tmp_path):
+    run = tmp_path / "run"
+    prepared(data, run, "iwslt14_de_en", SEGMENTER="sentencepiece", MERGES=400)
+    pieces = lines(run / "pieces" / "0000.de")
+    assert any("\N{LOWER ONE EIGHTH BLOCK}" in line for line in pieces)
+    joined = ["".join(line.split()).replace("\N{LOWER ONE EIGHTH BLOCK}", " ").strip() for line in pieces]
+    assert joined == [" ".join(line.split()) for line in lines(run / "tokens" / "0000.de")]
+    assert all(line == line.lower() for line in joined)
+
+
+# ------------------------------------------------------------------------------------------- downloads
+
+
+def pack(archive, files):
+    folder = archive.parent / "content"
+    for name, sentences in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        content = "".join(f"{sentence}\n" for sentence in sentences).encode()
+        (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with tarfile.open(archive, "w") as tar:
+        for name in files:
+            tar.add(folder / name, name)
+    return archive.as_uri()
+
+
+def test_wmt_is_downloaded_checked_and_joined(text, tmp_path):
+    english, german = lines(text / "train.en"), lines(text / "train.de")
+    url = pack(tmp_path / "a.tar", {"x/a.en": english[:300], "x/a.de": german[:300]})
+    other = pack(tmp_path / "b.tar", {"b.en.gz": english[300:], "b.de.gz": german[300:]})
+    for name in ("wmt15", "wmt16"):  # as if sacrebleu had downloaded them
+        (tmp_path / "sets" / name).mkdir(parents=True)
+        for field in DATASETS[name].fieldnames("en-de"):
+            file = text / f"{'valid' if name == 'wmt15' else 'test'}.{'de' if field == 'ref' else 'en'}"
+            (tmp_path / "sets" / name / f"{name}.en-de.{field}").write_bytes(file.read_bytes())
+    settings = {
+        **SMALL, "RUN": tmp_path / "run", "CORPORA": tmp_path / "corpora.txt", "SACREBLEU": tmp_path / "sets",
+    }  # fmt: skip
+    (tmp_path / "corpora.txt").write_text(f"# a comment\n{'0' * 64} {url} x/a.en x/a.de\n")
+    fails_with(bash("wmt16_en_de", "prepare.sh", **settings), f"{url} does not have the checksum {'0' * 64}")
+    (tmp_path / "run" / "downloads" / "a.tar.part").unlink()
+    (tmp_path / "corpora.txt").write_text(f"- {url} x/a.en x/a.de\n- {other} b.en.gz b.de.gz\n")
+    done = bash("wmt16_en_de", "prepare.sh", **settings)
+    assert done.returncode == 0, done.stderr
+    assert "no checksum is known of it; it has the SHA-256" in done.stdout
+    raw = tmp_path / "run" / "raw"
+    assert lines(raw / "train.en") == english and lines(raw / "train.de") == german
+    assert lines(raw / "valid.de") == lines(text / "valid.de")
+    assert lines(raw / "test.en") == lines(text / "test.en")
+
+
+def test_iwslt_is_taken_out_of_its_xml(text, tmp_path):
+    files = {}
+    for language in ("de", "en"):
+        sentences = lines(text / f"train.{language}")
+        files[f"de-en/train.tags.de-en.{language}"] = [
+            "<url>http://talk</url>",
+            "<keywords>a, b</keywords>",
+            f"<title>{sentences[0]}</title>",
+            *sentences[1:],
+        ]
+        for i, year in enumerate(("dev2010", "dev2012", "tst2010", "tst2011", "tst2012")):
+            files[f"de-en/IWSLT14.TED.{year}.de-en.{language}.xml"] = [
+                "<doc>", f'<seg id="1"> {lines(text / f"test.{language}")[i]} </seg>', "</doc>",
+            ]  # fmt: skip
+    url = pack(tmp_path / "de-en.tgz", files)
+    done = bash("iwslt14_de_en", "prepare.sh", RUN=tmp_path / "run", ARCHIVE=url, **SMALL)
+    assert done.returncode == 0, done.stderr
+    raw = tmp_path / "run" / "raw"
+    for language in ("de", "en"):
+        sentences = lines(text / f"train.{language}")
+        assert lines(raw / f"valid.{language}") == sentences[22::23]
+        assert sorted(lines(raw / f"train.{language}") + sentences[22::23]) == sorted(sentences)
+        assert lines(raw / f"test.{language}") == lines(text / f"test.{language}")[:5]
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+
+def spoil(data, language, number, line):
+    path = data / f"train.{language}"
+    content = path.read_bytes().splitlines(keepends=True)
+    content[number - 1] = line
+    path.write_bytes(b"".join(content))
+
+
+def test_what_is_not_utf8_is_named_with_its_line(data, tmp_path):
+    spoil(data, "de", 17, "Gr\u00fc\u00dfe\n".encode("latin-1"))
+    done = bash("wmt16_en_de", "prepare.sh", DATA=data, RUN=tmp_path / "run", **SMALL)
+    fails_with(done, "train.de, line 17 is not UTF-8")
+
+
+def test_files_of_different_lengths_are_named(data, tmp_path):
+    with (data / "train.de").open("a") as file:
+        file.write("Noch ein Satz.\n")
+    done = bash("wmt16_en_de", "prepare.sh", DATA=data, RUN=tmp_path / "run", **SMALL)
+    fails_with(done, f"train.en ends before line {TRAIN_PAIRS + 1}")
+
+
+def test_lines_of_thousands_of_words_and_empty_ones_are_left_out(data, tmp_path):
+    spoil(data, "en", 30, b"word " * 10_000 + b"\n")
+    spoil(data, "de", 40, b"\n")
+    out = prepared(data, tmp_path / "run")
+    assert "   1 too long\n" in out and "   1 empty\n" in out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"SEGMENTER": "words"}, "SEGMENTER must be bpe or sentencepiece, got words"),
+        ({"SHARD": "1e6"}, "SHARD must be a whole number, got 1e6"),
+        ({"HELD_OUT": "200"}, "has 600 pairs, too few to hold out 400 of them"),
+        ({"DATA": "/nowhere"}, "DATA=/nowhere has neither train.en.gz nor train.en"),
+    ],
+)
+def test_bad_settings_name_the_value(data, tmp_path, settings, message):
+    fails_with(
+        bash("wmt16_en_de", "prepare.sh", RUN=tmp_path / "run", **{"DATA": data, **SMALL, **settings}), message
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        (["beam"], {}, "wants pretrained, control or soft_beam"),
+        (["pretrained"], {"SCHEDULE": "old"}, "SCHEDULE must be modern or paper, got old"),
+        (["soft_beam"], {"DEVICE": "tpu"}, "DEVICE must be gpu or cpu, got tpu"),
+        (["soft_beam"], {"DEVICE": "cpu"}, "models/pretrained/model.pt: train that first"),
+    ],
+)
+def test_training_says_what_it_wants(tmp_path, arguments, settings, message):
+    fails_with(bash("wmt14_en_fr", "train.sh", *arguments, RUN=tmp_path, **settings), message)
+
+
+# -------------------------------------------------------------------------------------- interruptions
+
+
+def everything(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(".log")
+    }
+
+
+def test_a_half_written_shard_is_not_taken_for_a_finished_one(data, tmp_path):
+    prepared(data, tmp_path / "whole")
+    for folder in ("raw", "shards"):
+        (tmp_path / "half").mkdir(exist_ok=True)
+        subprocess.run(["cp", "-r", tmp_path / "whole" / folder, tmp_path / "half"], check=True)
+    for folder, names in (("tokens", ("0000.en", "0001.en", "0001.de")), ("pieces", ("0000.en.part",))):
+        (tmp_path / "half" / f"{folder}.part").mkdir()
+        for name in names:
+            (tmp_path / "half" / f"{folder}.part" / name).write_text("half a li")
+    (tmp_path / "half" / "data-bin.part" / "0000.part").mkdir(parents=True)
+    (tmp_path / "half" / "data-bin.part" / "0000.part" / "train.en-de.en.bin").write_text("x")
+    prepared(data, tmp_path / "half")
+    for folder in ("tokens", "data-bin"):
+        whole, half = (everything(tmp_path / name / folder) for name in ("whole", "half"))
+        assert whole == half
+
+
+def test_a_full_disk_ends_preparation_and_is_mended_by_running_it_again(data, tmp_path):
+    """In a file system of 300 kB, of which this one has more text."""
+    mount = 'mount -t tmpfs -o size="$0" tmpfs "$1"'
+    if subprocess.run(
+        ["unshare", "-rm", "bash", "-c", mount, "1m", str(tmp_path)], capture_output=True
+    ).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    run = tmp_path / "run"
+    run.mkdir()
+    script = (
+        f'{mount} && {{ bash "$2" 2> "$3"; echo "rc $?"; mount -o remount,size=50m "$1" && bash "$2" && '
+        'cp -r "$1" "$4"; }'
+    )
+    done = subprocess.run(
+        ["unshare", "-rm", "bash", "-c", script, "300k", str(run), str(EXAMPLES / "wmt16_en_de" / "prepare.sh"),
+         str(tmp_path / "errors"), str(tmp_path / "after")],
+        env={**os.environ, "DATA": str(data), "RUN": str(run), **{k: str(v) for k, v in SMALL.items()}},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert "rc 0" not in done.stdout and "No space left on device" in (tmp_path / "errors").read_text()
+    assert done.returncode == 0, done.stderr
+    prepared(data, tmp_path / "whole")
+    assert everything(tmp_path / "after" / "data-bin") == everything(tmp_path / "whole" / "data-bin")
