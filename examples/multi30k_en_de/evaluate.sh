@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Scores a model on the test set, once: bash evaluate.sh EXPERIMENT/NAME
+# Scores a model on the test set: bash evaluate.sh EXPERIMENT/NAME
 #
-# The length penalty is the one that is best on the validation set.  Writes into RUN/models/EXPERIMENT/NAME:
-# valid-LENPEN.txt for each of LENPENS, lenpen (the chosen one), test.txt, and the scores of them all.
+# The length penalty is the one that is best on the validation set, and once more fairseq's default, 1: the two sets
+# differ in how long their references are.  Writes into RUN/models/EXPERIMENT/NAME: valid-LENPEN.txt for each of
+# LENPENS, lenpen (the chosen one), test.txt, test-1.txt, and the scores of them all.
 #
 #   LENPENS="0.5 1 1.5 2 2.5"
 #   RUN=folder          where everything goes
@@ -27,3 +28,4 @@ for lenpen in $LENPENS; do translate valid "$folder/valid-$lenpen.txt" "$lenpen"
 python "$recipe/table.py" choose "$folder" > "$folder/lenpen.part"
 mv "$folder/lenpen.part" "$folder/lenpen"
 translate test "$folder/test.txt" "$(cat "$folder/lenpen")"
+translate test "$folder/test-1.txt" 1

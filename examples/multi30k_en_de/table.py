@@ -41,6 +41,7 @@ class Row(NamedTuple):
     valid_bp_at_lenpen_1: float | None
     valid_bp: float
     test_bleu: float
+    test_bleu_at_lenpen_1: float
     test_bp: float
     test_precisions: str
     test_detok_bleu: float
@@ -103,6 +104,7 @@ def read_row(folder: Path, models: Path) -> Row:
         valid_bp_at_lenpen_1=valid["1"].brevity_penalty if "1" in valid else None,
         valid_bp=valid[lenpen].brevity_penalty,
         test_bleu=test.score,
+        test_bleu_at_lenpen_1=read_bleu(folder / "test-1.txt.bleu.json").score,
         test_bp=test.brevity_penalty,
         test_precisions="/".join(test.precisions),
         test_detok_bleu=read_bleu(folder / "test.txt.detok.json").score,
@@ -114,7 +116,7 @@ def read_row(folder: Path, models: Path) -> Row:
 
 def read_rows(models: Path, control: str) -> tuple[list[Row], list[str]]:
     """All models that are finished, in the order of the table, and the signatures of their test scores."""
-    folders = [path.parent for path in models.rglob("test.txt.bleu.json")]
+    folders = [path.parent for path in models.rglob("test-1.txt.bleu.json")]  # the last that evaluate.sh writes
     if not folders:
         raise SystemExit(f"table.py: nothing in {models} has been scored on the test set")
     for path in sorted(models.rglob("options")):
@@ -150,14 +152,15 @@ def write_tsv(rows: list[Row], path: Path) -> None:
 
 
 HEADER = (
-    "system", "seeds", "updates", "length penalty", "validation BLEU", "test BLEU", "brevity penalty",
-    "at length penalty 1", "1- to 4-gram precision", "detokenised BLEU", "above {control}", "p", "hours",
+    "system", "seeds", "updates", "length penalty", "validation BLEU", "test BLEU",
+    "test BLEU at length penalty 1", "brevity penalty", "validation's at length penalty 1",
+    "1- to 4-gram precision", "detokenised BLEU", "above {control}", "p", "hours",
 )  # fmt: skip
 
 
 NOTES = """\
 Mean (lowest to highest) over seeds. The length penalty, by seed, is the one with the best validation BLEU.
-Brevity penalty: of the test set; at length penalty 1, of the validation set. Above {control}: test BLEU less
+Brevity penalty: of the test set, and of the validation set at length penalty 1. Above {control}: test BLEU less
 that of {control} with the same seed; p: of a paired bootstrap test between the two, by seed."""
 
 
@@ -171,6 +174,7 @@ def cells(rows: list[Row]) -> list[str]:
         " ".join(row.lenpen for row in rows),
         spread(row.valid_bleu for row in rows),
         spread(row.test_bleu for row in rows),
+        spread(row.test_bleu_at_lenpen_1 for row in rows),
         spread((row.test_bp for row in rows), 3),
         spread((row.valid_bp_at_lenpen_1 for row in rows), 3),
         "/".join(f"{mean(column):.1f}" for column in precisions),

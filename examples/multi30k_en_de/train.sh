@@ -60,7 +60,7 @@ case $name in
     kept=checkpoint_last.pt
     model=("${small[@]}" --attention-relaxation "$ATTENTION")
     training=(
-      --criterion soft_beam
+      --criterion soft_beam --label-smoothing 0.1
       --optimizer adam --lr 3e-4 --lr-scheduler polynomial_decay --total-num-update "$UPDATES" --clip-norm 1
       --max-tokens 600 --max-update "$UPDATES"
       --disable-validation --save-interval-updates 500 --keep-interval-updates 1

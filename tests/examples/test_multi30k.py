@@ -167,6 +167,8 @@ def the_tables_say_what_the_scores_say(run, printed):
         )
         test = bleu(folder / "test.txt.bleu.json")
         assert float(row["test_bleu"]) == pytest.approx(test["score"], abs=0.006)
+        at_1 = bleu(folder / "test-1.txt.bleu.json")["score"]
+        assert float(row["test_bleu_at_lenpen_1"]) == pytest.approx(at_1, abs=0.006)
         assert test["verbose_score"].startswith(f"{row['test_precisions']} (BP = {row['test_bp']}")
     assert [row["p_value"] != "" for row in rows] == [False, False, True]
     table = [line for line in printed.splitlines() if line.startswith("| ")]
@@ -430,6 +432,7 @@ def write_scores(folder, valid, test, paired=None):
         write(f"valid-{lenpen}.txt.bleu.json", score)
     for kind in ("bleu", "detok"):
         write(f"test.txt.{kind}.json", test)
+    write("test-1.txt.bleu.json", test + 0.5)
     if paired:
         scores = [{"BLEU": {"score": 34.0, "p_value": None}}, {"BLEU": {"score": test, "p_value": paired}}]
         (folder / "paired.json").write_text(json.dumps(scores))
@@ -453,7 +456,7 @@ cut -d ' ' -f 1-$cut "$RUN/text/$2.tok.de" | awk '{ print "D-" NR - 1 "\\t-1\\t"
 """
 
 
-def test_the_test_set_is_translated_once_with_what_is_best_on_validation(tmp_path):
+def test_the_test_set_is_translated_with_what_is_best_on_validation_and_with_1(tmp_path):
     run, stub = tmp_path / "run", tmp_path / "stubs" / "fairseq-generate"
     for folder in (run / "text", run / "models" / "finetuning" / "control", stub.parent):
         folder.mkdir(parents=True)
@@ -470,8 +473,9 @@ def test_the_test_set_is_translated_once_with_what_is_best_on_validation(tmp_pat
     assert (run / "models" / "finetuning" / "control" / "lenpen").read_text() == "1.5\n"
     words = [line.split() for line in lines(tmp_path / "calls")]
     calls = [(line[line.index("--gen-subset") + 1], line[line.index("--lenpen") + 1]) for line in words]
-    assert calls == [("valid", "1"), ("valid", "1.5"), ("valid", "2"), ("test", "1.5")]
+    assert calls == [("valid", "1"), ("valid", "1.5"), ("valid", "2"), ("test", "1.5"), ("test", "1")]
     assert bleu(run / "models" / "finetuning" / "control" / "test.txt.bleu.json")["score"] == 100
+    assert bleu(run / "models" / "finetuning" / "control" / "test-1.txt.bleu.json")["score"] < 50
 
 
 def test_the_table_has_mean_and_spread_and_leaves_out_what_is_not_finished(tmp_path):
@@ -495,7 +499,8 @@ def test_the_table_has_mean_and_spread_and_leaves_out_what_is_not_finished(tmp_p
     ]
     assert rows[3] == [
         "beam", "1 2", "80", "1.5 1.5", "33.00 (33.00 to 33.00)", "35.50 (35.00 to 36.00)",
-        "0.935 (0.935 to 0.936)", "0.932 (0.932 to 0.932)", "35.5/40.0/30.0/20.0", "35.50 (35.00 to 36.00)",
+        "36.00 (35.50 to 36.50)", "0.935 (0.935 to 0.936)", "0.932 (0.932 to 0.932)", "35.5/40.0/30.0/20.0",
+        "35.50 (35.00 to 36.00)",
         "+1.50 (+1.00 to +2.00)", "0.250 0.125", "1.00 (1.00 to 1.00)",
     ]  # fmt: skip
     assert len((tmp_path / "results.tsv").read_text().splitlines()) == 5
