@@ -30,6 +30,17 @@ step() { # step FOLDER COMMAND: makes RUN/FOLDER, under another name until the c
   mv "$RUN/$folder.part" "$RUN/$folder"
 }
 
+take() { # take VARIABLE NAME OUT: copies a file, plain or compressed, of the folder that the variable names
+  local folder=${!1} name=$2 out=$3
+  if [ -f "$folder/$name.gz" ]; then
+    gunzip -c "$folder/$name.gz" > "$out/$name" || fail "$folder/$name.gz is broken"
+  elif [ -f "$folder/$name" ]; then
+    cp "$folder/$name" "$out/$name"
+  else
+    fail "$1=$folder has neither $name.gz nor $name"
+  fi
+}
+
 lines() { grep -c '' "$1" || true; }
 
 download() { # download URL CHECKSUM FILE: unless it is there; MD5 or SHA-256, or - where none is known

@@ -1,6 +1,7 @@
 # IWSLT'14 German to English, on which beam training is compared (Wiseman and Rush 2016, Goyal et al. 2018):
 # lower-cased TED talks; every 23rd pair for validation, five years' sets for the test.
 # shellcheck shell=bash disable=SC2034
+set -euo pipefail
 SRC=de TGT=en VALID_SET='' TEST_SET=''
 TOKENS=--lower MAX_TOKENS=${MAX_TOKENS:-175} MERGES=${MERGES:-10000}
 ARCH=(

@@ -18,27 +18,23 @@ url=https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw
 
 # -------------------------------------------------------------------------------------------- raw text
 
-take() { # take NAME FOLDER
+take_or_download() { # NAME OUT
   local name=$1 out=$2/$1
-  if [ -z "$MULTI30K" ]; then
-    need curl
-    curl -fsSL --retry 3 "$url/$name.gz" -o "$out.gz" ||
-      fail "cannot download $url/$name.gz: set MULTI30K to a folder that has Multi30k's files"
-    gunzip "$out.gz" || fail "$url/$name.gz is broken"
-  elif [ -f "$MULTI30K/$name.gz" ]; then
-    gunzip -c "$MULTI30K/$name.gz" > "$out" || fail "$MULTI30K/$name.gz is broken"
-  elif [ -f "$MULTI30K/$name" ]; then
-    cp "$MULTI30K/$name" "$out"
-  else
-    fail "MULTI30K=$MULTI30K has neither $name.gz nor $name"
+  if [ -n "$MULTI30K" ]; then
+    take MULTI30K "$name" "$2"
+    return
   fi
+  need curl
+  curl -fsSL --retry 3 "$url/$name.gz" -o "$out.gz" ||
+    fail "cannot download $url/$name.gz: set MULTI30K to a folder that has Multi30k's files"
+  gunzip "$out.gz" || fail "$url/$name.gz is broken"
 }
 
 take_raw() {
   local out=$1 split en de
   for split in train val test_2016_flickr; do
-    take "$split.en" "$out"
-    take "$split.de" "$out"
+    take_or_download "$split.en" "$out"
+    take_or_download "$split.de" "$out"
     en=$(lines "$out/$split.en") de=$(lines "$out/$split.de")
     [ "$en" -eq "$de" ] || fail "$split.en has $en lines but $split.de has $de: they must be parallel"
     [ "$en" -gt 0 ] || fail "$split.en is empty"

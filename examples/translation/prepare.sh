@@ -40,14 +40,8 @@ parts() { # parts FOLDER COMMAND: as step, but keeps the shards that are finishe
 
 # -------------------------------------------------------------------------------------------- raw text
 
-take() { # take NAME OUT: a file of DATA, plain or compressed
-  if [ -f "$DATA/$1.gz" ]; then
-    gunzip -c "$DATA/$1.gz" > "$2/$1" || fail "$DATA/$1.gz is broken"
-  elif [ -f "$DATA/$1" ]; then
-    cp "$DATA/$1" "$2/$1"
-  else
-    fail "DATA=$DATA has neither $1.gz nor $1"
-  fi
+take_text() { # take_text NAME OUT: a file of DATA, as text
+  take DATA "$1" "$2"
   if [ -n "$TOKENIZED" ]; then
     text detokenize "${1##*.}" < "$2/$1" > "$2/plain"
     mv "$2/plain" "$2/$1"
@@ -69,11 +63,11 @@ take_raw() {
     download_raw "$out"
     limit "$out"
   else
-    for language in "$SRC" "$TGT"; do take "train.$language" "$out"; done
+    for language in "$SRC" "$TGT"; do take_text "train.$language" "$out"; done
     limit "$out"
     if compgen -G "$DATA/valid.$SRC*" > /dev/null; then
       for split in valid test; do
-        for language in "$SRC" "$TGT"; do take "$split.$language" "$out"; done
+        for language in "$SRC" "$TGT"; do take_text "$split.$language" "$out"; done
       done
     else
       mkdir "$out/split"

@@ -1,5 +1,6 @@
 # WMT'16 English to German news, with top-k attention.
 # shellcheck shell=bash disable=SC2034
+set -euo pipefail
 SRC=en TGT=de VALID_SET=wmt15 TEST_SET=wmt16
 TOKENS=--aggressive MAX_TOKENS=${MAX_TOKENS:-50}
 ARCH=(--arch topk_attention_opennmt --share-all-embeddings)
