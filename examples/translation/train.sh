@@ -103,7 +103,7 @@ echo "-- train $name, log in $folder/train.log"
 trap 'echo "$SECONDS" >> "$folder/seconds"' EXIT # a line for each time it was started
 logged "$folder/train.log" launch "$data" --user-dir "$PLUGIN" -s "$SRC" -t "$TGT" --save-dir "$folder" \
   "${start[@]}" "${ARCH[@]}" "${schedule[@]}" "${engine[@]}" --required-batch-size-multiple 1 \
-  --skip-invalid-size-inputs-valid-test --keep-last-epochs "$AVERAGE" --seed 1 \
+  --keep-last-epochs "$AVERAGE" --seed 1 \
   --log-format simple --log-interval "$((every < 100 ? every : 100))" "$@"
 if [ "$NODE_RANK" -eq 0 ]; then
   logged "$folder/train.log" python "$here/average.py" "$folder" "$AVERAGE" "$folder/model.part"
