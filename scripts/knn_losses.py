@@ -19,8 +19,8 @@ GRIDS = {
     "soft_topk": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
     "soft_topk_200": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
 }
-# What is taken without --tune: of soft_topk the best of 0.001, 0.01 and 0.1 on the digits' validation images; the
-# others are not tuned.
+# What is taken without --tune: of soft_topk the best of 0.001, 0.01 and 0.1 on the digits' validation images;
+# the others are not tuned.
 DEFAULT = {
     "softmax_k": 0.03,
     "relax_subset": 0.03,
