@@ -50,7 +50,7 @@ download() { # download URL CHECKSUM FILE: unless it is there; MD5 or SHA-256, o
   echo "-- download $url"
   mkdir -p "$(dirname "$file")"
   curl --fail --location --retry 3 --silent --show-error --continue-at - --output "$file.part" "$url" ||
-    fail "cannot download $url"
+    fail "cannot download $url: try again, without $file.part if that does not help"
   [ "${#checksum}" -ne 32 ] || sum=md5sum
   if [ "$checksum" = - ]; then
     echo "   no checksum is known of it; it has the SHA-256 $(sha256sum < "$file.part" | cut -d ' ' -f 1)"
