@@ -46,7 +46,10 @@ install_torch() {
   elif ! pip install "torch==$version+cpu"; then # a CPU build, if pip is configured to find one
     say "no CPU build of PyTorch where pip looks: uv knows where they are published"
     pip install uv
-    uv pip install --torch-backend cpu "torch==$version"
+    if ! uv pip install --torch-backend cpu "torch==$version"; then
+      say "not to be reached: the build that pip finds, which may bring CUDA with it, several GB"
+      pip install "torch==$version"
+    fi
   fi
 }
 
