@@ -14,10 +14,10 @@ need() { # need COMMAND...
   done
 }
 
-logged() { # logged FILE COMMAND...: what it prints goes into the file; if it fails, its last line is the error
-  local log=$1
+logged() { # logged FILE COMMAND...: what it prints goes into the file; if it fails, its last error is shown
+  local log=$1 error='^(\[rank[0-9]+\]: |[^ ]+: )?[A-Za-z_.]*([Ee]rror|Exception): .' # or, without one, its last line
   shift
-  "$@" >> "$log" 2>&1 || fail "$1: $(tail -n 1 "$log") (see $log)"
+  "$@" >> "$log" 2>&1 || fail "$1: $({ grep -E "$error" "$log" || cat "$log"; } | tail -n 1) (see $log)"
 }
 
 step() { # step FOLDER COMMAND: makes RUN/FOLDER, under another name until the command has succeeded

@@ -22,14 +22,16 @@ shift 3
 words=()
 if [ "$BPE_MERGES" -eq 0 ]; then words=(--replace-unk ''); fi # by the source word that is attended to
 
-rm -f "$out.log"
+rm -rf "$out.log" "$out.parts"
 logged "$out.log" fairseq-generate "$RUN/data-bin" --user-dir "$PLUGIN" "${data_format[@]}" --path "$checkpoint" \
   --gen-subset "$split" --source-lang en --target-lang de \
   --beam 5 --max-len-a 2 --max-len-b 10 --post-process subword_nmt \
-  --max-tokens 4000 --required-batch-size-multiple 1 --num-workers 0 "${words[@]}" "$@"
-grep '^D-' "$out.log" | sed 's/^D-//' | sort -n | cut -f3 > "$out.part"
+  --max-tokens 4000 --required-batch-size-multiple 1 --num-workers 0 "${words[@]}" \
+  --results-path "$out.parts" "$@"
+grep '^D-' "$out.parts/generate-$split.txt" | sed 's/^D-//' | sort -n | cut -f3 > "$out.part"
 
 # From Python 3.11 on, fairseq drops sentences in silence if --required-batch-size-multiple is not 1.
 translated=$(grep -c '' "$out.part") sentences=$(grep -c '' "$RUN/text/$split.tok.de")
 [ "$translated" -eq "$sentences" ] || fail "$translated translations of $sentences sentences (see $out.log)"
 mv "$out.part" "$out"
+rm -r "$out.parts"

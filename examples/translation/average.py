@@ -1,6 +1,7 @@
-"""The mean of the last checkpoints of a training: ``python average.py FOLDER NUMBER OUT``.
+"""The mean of the last checkpoints of a training: ``python average.py FOLDER NUMBER EVERY OUT``.
 
-Takes those that fairseq wrote every ``--save-interval-updates``, whose names end in their number of updates.
+Takes those that fairseq wrote every ``--save-interval-updates``, which EVERY is. Where an epoch ended at such
+an update, it is the checkpoint of the epoch.
 """
 
 from __future__ import annotations
@@ -8,36 +9,46 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import fairseq_softtopk.plugin  # noqa: F401  what fairseq's checkpoints hold may be read
 
 
-def last_checkpoints(folder: Path, number: int) -> list[Path]:
-    """The checkpoints with the most updates."""
-    updates = {
-        int(found[1]): path
-        for path in folder.glob("checkpoint_*.pt")
-        if (found := re.fullmatch(r"checkpoint_\d+_(\d+)", path.stem))
-    }
-    if not updates:
-        raise SystemExit(f"average.py: {folder} has no checkpoint_EPOCH_UPDATES.pt")
-    return [updates[update] for update in sorted(updates)[-number:]]
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint; its tensors are read when they are used."""
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return checkpoint
+
+
+def last_checkpoints(folder: Path, number: int, every: int) -> list[Path]:
+    """The checkpoints with the most updates, of those whose number of updates is a multiple of ``every``."""
+    updates = {}
+    for path in folder.glob("checkpoint*.pt"):
+        if found := re.fullmatch(r"checkpoint_\d+_(\d+)", path.stem):
+            updates[int(found[1])] = path
+        elif re.fullmatch(r"checkpoint\d+", path.stem):  # of an epoch
+            updates[load(path)["optimizer_history"][-1]["num_updates"]] = path
+    last = [updates[update] for update in sorted(updates) if update % every == 0][-number:]
+    if not last:
+        raise SystemExit(f"average.py: {folder} has no checkpoint of a multiple of {every} updates")
+    return last
 
 
 def main() -> None:
     """Averages the parameters; everything else is that of the last checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("number", type=int)
+    for name in ("number", "every"):
+        parser.add_argument(name, type=int)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    if args.number < 1:
-        parser.error(f"NUMBER must be at least 1, got {args.number}")
-    paths = last_checkpoints(args.folder, args.number)
+    if min(args.number, args.every) < 1:
+        parser.error(f"NUMBER and EVERY must be at least 1, got {args.number} and {args.every}")
+    paths = last_checkpoints(args.folder, args.number, args.every)
     for i, path in enumerate(paths):
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = load(path)
         if i == 0:
             total = {name: value.double() for name, value in checkpoint["model"].items()}
         elif checkpoint["model"].keys() != total.keys():

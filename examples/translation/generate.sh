@@ -22,13 +22,14 @@ engine=()
 post_process=subword_nmt detokenize=(python "$here/text.py" detokenize "$TGT")
 [ "$SEGMENTER" = bpe ] || post_process=sentencepiece detokenize=(cat)
 
-rm -f "$out.log"
+rm -rf "$out.log" "$out.parts"
 logged "$out.log" fairseq-generate "$RUN/data-bin/0000" --user-dir "$PLUGIN" --path "$model" "${engine[@]}" \
   --gen-subset "$split" --source-lang "$SRC" --target-lang "$TGT" --beam 5 --post-process "$post_process" \
-  --max-tokens 4000 --required-batch-size-multiple 1 "$@"
-grep '^D-' "$out.log" | sed 's/^D-//' | sort -n | cut -f3 | "${detokenize[@]}" > "$out.part"
+  --max-tokens 4000 --required-batch-size-multiple 1 --results-path "$out.parts" "$@"
+grep '^D-' "$out.parts/generate-$split.txt" | sed 's/^D-//' | sort -n | cut -f3 | "${detokenize[@]}" > "$out.part"
 
 # From Python 3.11 on, fairseq drops sentences in silence if --required-batch-size-multiple is not 1.
 translated=$(lines "$out.part") sentences=$(lines "$RUN/raw/$split.$TGT")
 [ "$translated" -eq "$sentences" ] || fail "$translated translations of $sentences sentences (see $out.log)"
 mv "$out.part" "$out"
+rm -r "$out.parts"

@@ -7,7 +7,7 @@
 #   PAIRS=0             at most so many training pairs, from the top
 #   SEGMENTER=bpe       or sentencepiece
 #   MERGES=32000        of BPE, or SentencePiece's vocabulary; joint
-#   SHARD=1000000       pairs in a shard, of which WORKERS are worked on at a time
+#   SHARD=1000000       pairs in a shard, at most; WORKERS shards are worked on at a time
 #   RUN=folder          where everything goes
 #
 # Writes RUN/raw, shards, tokens, codes, pieces and data-bin.  What is finished is skipped when it is run again: a
@@ -24,8 +24,9 @@ export here RUN
 
 text() { python "$here/text.py" "$@"; }
 
-each_shard() { # each_shard COMMAND FOLDER: the function for each shard, WORKERS at a time
-  shards | xargs -P "$WORKERS" -I {} bash -c "set -euo pipefail; $1 $2 {}" ||
+each_shard() { # each_shard FUNCTION FOLDER: calls the function with the folder and each shard, WORKERS at a time
+  # shellcheck disable=SC2016
+  shards | xargs -P "$WORKERS" -I {} bash -c 'set -euo pipefail; "$0" "$@"' "$1" "$2" {} ||
     fail "not all shards are finished: mend what the messages above say and run again"
 }
 
@@ -71,7 +72,7 @@ take_raw() {
       done
     else
       mkdir "$out/split"
-      text hold-out "$out" "$out/split" "$SRC" "$TGT" "$HELD_OUT"
+      text hold-out "$out" "$out/split" "$SRC" "$TGT" "$HELD_OUT" "$MAX_TOKENS"
       mv "$out"/split/* "$out"
       rmdir "$out/split"
     fi
@@ -85,10 +86,12 @@ take_raw() {
   done
 }
 
-cut_shards() {
-  local language
+cut_shards() { # line by line in turn: fairseq shuffles within a shard only, so each must be a sample of all corpora
+  local language n
+  n=$((($(lines "$RUN/raw/train.$SRC") + SHARD - 1) / SHARD))
+  [ "$n" -le 10000 ] || fail "$n shards of $SHARD pairs are too many: at most 10,000, choose a larger SHARD"
   for language in "$SRC" "$TGT"; do
-    split --lines "$SHARD" --numeric-suffixes --suffix-length 4 --additional-suffix ".$language" \
+    split --number "r/$n" --numeric-suffixes --suffix-length 4 --additional-suffix ".$language" \
       "$RUN/raw/train.$language" "$1/"
   done
 }
@@ -106,7 +109,7 @@ tokenize_shard() { # what is counted is written last: a shard that has it is com
 export -f tokenize_shard
 
 tokenize() {
-  local out=$1 split
+  local out=$1 split shard
   [ "$SEGMENTER" = bpe ] || TOKENS+=" --pieces"
   export TOKENS
   for split in valid test; do
@@ -115,23 +118,26 @@ tokenize() {
   done
   each_shard tokenize_shard "$out"
   cat "$out"/*.counts | awk -F '\t' '{ n[$2] += $1 } END { for (what in n) print "   " n[what], what }' | sort -rn
-  [ -s "$out/$(shards | head -n 1).$SRC" ] || fail "no training pair is left"
+  for shard in $(shards); do
+    [ -s "$out/$shard.$SRC" ] || fail "no pair of shard $shard is left: choose a larger SHARD"
+  done
 }
 
 # --------------------------------------------------------------------------------------- pieces, data-bin
 
-learn() {
-  local out=$1 language
+learn() { # from as many lines of each shard
+  local out=$1 language shard n
+  n=$((LEARN_LINES / $(shards | wc -l) + 1))
   for language in "$SRC" "$TGT"; do
-    for shard in $(shards); do cat "$RUN/tokens/$shard.$language"; done |
-      awk -v n="$LEARN_LINES" 'NR <= n' >> "$out/sample"
+    for shard in $(shards); do head -n "$n" "$RUN/tokens/$shard.$language"; done >> "$out/sample"
   done
   if [ "$SEGMENTER" = bpe ]; then
     logged "$RUN/prepare.log" subword-nmt learn-bpe -s "$MERGES" -i "$out/sample" -o "$out/codes"
   else
     logged "$RUN/prepare.log" python -c 'import sys, sentencepiece as spm
 spm.SentencePieceTrainer.train(input=sys.argv[1], model_prefix=sys.argv[2], vocab_size=int(sys.argv[3]),
-                               character_coverage=1.0, num_threads=int(sys.argv[4]))' \
+                               character_coverage=1.0, num_threads=int(sys.argv[4]),
+                               input_sentence_size=500_000, shuffle_input_sentence=True)' \
       "$out/sample" "$out/spm" "$MERGES" "$WORKERS"
   fi
   rm "$out/sample"
@@ -155,8 +161,14 @@ segment_shard() {
 export -f segment segment_shard
 
 segment_all() {
-  local split
-  for split in valid test; do segment_shard "$1" "$split"; done
+  local split language long
+  for split in valid test; do
+    segment_shard "$1" "$split"
+    for language in "$SRC" "$TGT"; do
+      long=$(awk 'NF > 1023 { print "line " NR " has " NF " pieces"; exit }' "$1/$split.$language")
+      [ -z "$long" ] || fail "$RUN/raw/$split.$language, $long, more than the 1,023 that fairseq's task takes"
+    done
+  done
   each_shard segment_shard "$1"
 }
 

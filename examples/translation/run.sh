@@ -13,22 +13,26 @@ set -euo pipefail
 if [ "${1:-}" = --small ]; then
   shift
   export SMALL=1 DEVICE=${DEVICE:-cpu} PROCESSES=${PROCESSES:-2} WORKERS=${WORKERS:-2} OMP_NUM_THREADS=1
-  export HELD_OUT=${HELD_OUT:-100} MERGES=${MERGES:-1000} SHARD=${SHARD:-4000} UPDATES=${UPDATES:-40}
-  export FINETUNE_UPDATES=${FINETUNE_UPDATES:-4} AVERAGE=${AVERAGE:-2}
+  export PAIRS=${PAIRS:-10000} HELD_OUT=${HELD_OUT:-100} MERGES=${MERGES:-1000} SHARD=${SHARD:-4000}
+  export UPDATES=${UPDATES:-40} FINETUNE_UPDATES=${FINETUNE_UPDATES:-4} AVERAGE=${AVERAGE:-2}
+  if [ "${SCHEDULE:-modern}" = modern ]; then
+    export BATCH=${BATCH:-2000} FINETUNE_BATCH=${FINETUNE_BATCH:-2000} UPDATE_FREQ=${UPDATE_FREQ:-1}
+  fi
 fi
 # shellcheck source=settings.sh source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 [ "${1:-}" != --help ] || show_help
 [ $# -eq 0 ] || fail "the only option is --small, got $*"
+[ "$NODES" -eq 1 ] || fail "is for one machine: with several, prepare.sh on one, then train.sh on each, see README.md"
 
 bash "$here/prepare.sh"
 take_run_folder
 options=()
-if [ -n "${SMALL:-}" ]; then options=(--max-tokens 1000 --max-sentences-valid 50 --log-interval 5); fi
+if [ -n "${SMALL:-}" ]; then options=(--batch-size-valid 50 --log-interval 5); fi
 for name in pretrained control soft_beam; do bash "$here/train.sh" "$name" "${options[@]}"; done
 for name in pretrained control soft_beam; do
   folder=$RUN/models/$name
-  [ ! -e "$folder/scores.json" ] || continue
+  [ ! "$folder/scores.json" -nt "$folder/model.pt" ] || continue
   echo "-- translate and score $name"
   bash "$here/generate.sh" "$name" test "$folder/test.txt"
   bash "$here/score.sh" "$folder/test.txt" test > /dev/null

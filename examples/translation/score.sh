@@ -14,7 +14,7 @@ take_run_folder
 [ -f "$1" ] || fail "$1 is not there"
 [ -f "$RUN/raw/$2.$TGT" ] || fail "there is no split $2 in $RUN/raw: valid or test"
 case=()
-[[ $TOKENS != *--lower* ]] || case=(-lc)
+[[ $TOKENS != *--lower* ]] || case=(-lc --chrf-lowercase)
 sacrebleu "$RUN/raw/$2.$TGT" -i "$1" -l "$SRC-$TGT" -m bleu chrf -w 2 "${case[@]}" > "$1.json.part"
 mv "$1.json.part" "$1.json"
 cat "$1.json"

@@ -11,10 +11,17 @@ source "$here/../functions.sh"
 recipe_name=$(basename "$RECIPE")
 
 # Where
-export RUN=${RUN:-$root/runs/$recipe_name}          # everything goes here
+export RUN=${RUN:-$root/runs/$recipe_name${SMALL:+_small}} # everything goes here
 export DATA=${DATA:-}                               # folder with train.SRC and train.TGT; empty: download
 export PLUGIN=${PLUGIN:-$root/fairseq_softtopk}     # --user-dir
 export PYTHONUTF8=1
+
+# What it was prepared with need not be said again.
+if [ -f "$RUN/settings" ]; then
+  while IFS='=' read -r name value; do
+    [ -n "${!name:-}" ] || export "$name=$value"
+  done < "$RUN/settings"
+fi
 
 # What the recipe says: SRC TGT, VALID_SET TEST_SET, ARCH, TOKENS, MAX_TOKENS, and download_raw
 # shellcheck source=/dev/null
@@ -33,8 +40,8 @@ export PAIRS=${PAIRS:-0}                            # at most so many training p
 export HELD_OUT=${HELD_OUT:-2000}                   # pairs for validation and test if DATA has none
 export SEGMENTER=${SEGMENTER:-bpe}                  # bpe (subword-nmt) or sentencepiece
 export MERGES=${MERGES:-32000}                      # of BPE, or SentencePiece's vocabulary; joint
-export LEARN_LINES=${LEARN_LINES:-5000000}          # lines of each language that these are learned from
-export SHARD=${SHARD:-1000000}                      # pairs in a shard
+export LEARN_LINES=${LEARN_LINES:-1000000}          # lines of each language that these are learned from
+export SHARD=${SHARD:-1000000}                      # pairs in a shard, at most
 export WORKERS=${WORKERS:-$(nproc)}                 # shards at a time
 
 # Training
@@ -43,9 +50,9 @@ export DEVICE=${DEVICE:-gpu}                        # or cpu
 export PROCESSES=${PROCESSES:-1}                    # on this machine, one for each GPU
 export NODES=${NODES:-1} NODE_RANK=${NODE_RANK:-0}  # machines, and which this one is
 export MASTER=${MASTER:-localhost:29500}            # host and port of the first
-export UPDATE_FREQ=${UPDATE_FREQ:-1}                # batches of each process in an update
-export UPDATES=${UPDATES:-}                         # of pre-training, and
-export FINETUNE_UPDATES=${FINETUNE_UPDATES:-}       # of fine-tuning; empty: the schedule's
+export UPDATES=${UPDATES:-} BATCH=${BATCH:-}        # of pre-training, and
+export FINETUNE_UPDATES=${FINETUNE_UPDATES:-} FINETUNE_BATCH=${FINETUNE_BATCH:-} # of fine-tuning: see train.sh
+export UPDATE_FREQ=${UPDATE_FREQ:-}                 # in how many parts a process takes its share of a batch
 export AVERAGE=${AVERAGE:-5}                        # checkpoints whose mean is scored
 
 settings=(SRC TGT PAIRS HELD_OUT SEGMENTER MERGES LEARN_LINES SHARD TOKENS MAX_TOKENS VALID_SET TEST_SET DATA TOKENIZED)
@@ -56,9 +63,13 @@ take_run_folder() { # work under other settings must not be taken for its own
     bpe | sentencepiece) ;;
     *) fail "SEGMENTER must be bpe or sentencepiece, got $SEGMENTER" ;;
   esac
-  for name in PAIRS HELD_OUT MERGES LEARN_LINES SHARD WORKERS PROCESSES NODES UPDATE_FREQ AVERAGE; do
+  for name in PAIRS HELD_OUT MERGES LEARN_LINES SHARD WORKERS PROCESSES NODES NODE_RANK AVERAGE; do
     [[ ${!name} =~ ^[0-9]+$ ]] || fail "$name must be a whole number, got ${!name}"
   done
+  for name in UPDATES BATCH FINETUNE_UPDATES FINETUNE_BATCH UPDATE_FREQ; do
+    [[ ${!name} =~ ^([1-9][0-9]*)?$ ]] || fail "$name must be a positive whole number, got ${!name}"
+  done
+  [[ $RUN != *:* ]] || fail "RUN must not contain a colon, by which fairseq separates shards, got $RUN"
   mine=$(for name in "${settings[@]}"; do echo "$name=${!name}"; done)
   mkdir -p "$RUN"
   RUN=$(cd "$RUN" && pwd)

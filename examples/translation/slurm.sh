@@ -3,22 +3,23 @@
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
-#SBATCH --signal=B:TERM@120
+#SBATCH --exclusive
+#SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #
 # Trains one model on several machines: sbatch slurm.sh RECIPE pretrained|control|soft_beam [options]
 #
 # RECIPE is a recipe's folder, whose prepare.sh has been run into RUN, on a disk that all machines share.  A job that
-# is pre-empted is queued again and goes on from its last checkpoint.
+# is pre-empted or has come to its time limit is queued again and goes on from its last checkpoint.
 set -euo pipefail
 
 RECIPE=$1
 shift
 export NODES=$SLURM_NNODES PROCESSES=${SLURM_GPUS_ON_NODE:-8}
-MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):29500
+MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))
 export MASTER
-trap 'scontrol requeue "$SLURM_JOB_ID"' TERM
+trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 # shellcheck disable=SC2016
-srun bash -c 'NODE_RANK=$SLURM_NODEID exec bash "$0/train.sh" "$@"' "$RECIPE" "$@" &
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" bash -c 'NODE_RANK=$SLURM_NODEID exec bash "$0/train.sh" "$@"' "$RECIPE" "$@" &
 wait $!

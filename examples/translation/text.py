@@ -1,13 +1,16 @@
 """The text steps of the translation recipes, each of which reads its files line by line.
 
-- ``python text.py hold-out RAW OUT SRC TGT PAIRS`` takes PAIRS sentence pairs for validation and as many for
-  the test set out of ``RAW/train.*``, evenly spaced, and leaves the others for training;
+- ``python text.py hold-out RAW OUT SRC TGT PAIRS WORDS`` takes PAIRS sentence pairs for validation and as many
+  for the test set out of ``RAW/train.*``, evenly spaced, of 1 to WORDS words, and leaves the others for
+  training;
 - ``python text.py tokens IN OUT SRC TGT [filters]`` tokenises ``IN.SRC`` and ``IN.TGT`` into ``OUT.SRC`` and
-  ``OUT.TGT`` and, with filters, leaves out pairs that are too long, too unlike in length, empty, or in one of
-  the held-out sets;
+  ``OUT.TGT`` and, with filters, leaves out pairs that are too long, too unlike in length, empty, or of which a
+  sentence is in one of the held-out sets;
 - ``python text.py detokenize LANGUAGE`` and ``python text.py pieces MODEL`` (SentencePiece) filter lines.
 
 XML entities that a Moses tokeniser has left (``&apos;``, ``&#91;``) are turned back into what they stand for.
+The punctuation of the source is normalised. That of the target is not, because references are scored as they
+are: only a typographic apostrophe becomes the plain one, which is the only one that the tokeniser splits at.
 """
 
 from __future__ import annotations
@@ -78,38 +81,49 @@ def write_pair(files: Iterable[IO[str]], pair: Iterable[str]) -> None:
 # ---------------------------------------------------------------------------------------------- steps
 
 
-def hold_out(raw: Path, out: Path, src: str, tgt: str, pairs: int) -> None:
+def hold_out(raw: Path, out: Path, src: str, tgt: str, pairs: int, words: int) -> None:
     """Splits ``raw/train`` into ``out/train``, ``out/valid`` and ``out/test``."""
-    total = sum(1 for _ in read_pairs(raw / "train", src, tgt))
+
+    def usable(pair: Iterable[str]) -> bool:
+        return all(0 < len(sentence.split()) <= words for sentence in pair)
+
+    total = sum(usable(pair) for pair in read_pairs(raw / "train", src, tgt))
     if total < 4 * pairs:
-        raise TextError(f"{raw / 'train'}.* has {total} pairs, too few to hold out {2 * pairs} of them")
-    every = total // (2 * pairs)
+        raise TextError(
+            f"{raw / 'train'}.* has {total} pairs of 1 to {words} words, too few to hold out {2 * pairs}"
+        )
+    every, seen, taken = total // (2 * pairs), 0, 0
     with ExitStack() as stack:
         files = {split: open_pair(stack, out / split, src, tgt) for split in SPLITS}
-        taken = 0
-        for number, pair in enumerate(read_pairs(raw / "train", src, tgt)):
-            if number % every == 0 and taken < 2 * pairs:
-                split = "valid" if taken % 2 == 0 else "test"
-                taken += 1
-            else:
-                split = "train"
+        for pair in read_pairs(raw / "train", src, tgt):
+            split = "train"
+            if usable(pair):
+                if seen % every == 0 and taken < 2 * pairs:
+                    split = "valid" if taken % 2 == 0 else "test"
+                    taken += 1
+                seen += 1
             write_pair(files[split], pair)
 
 
 class Tokens:
-    """Moses tokens of sentences of a language."""
+    """Moses tokens of sentences of a language.
 
-    def __init__(self, language: str, aggressive: bool) -> None:
-        self.normalizer = MosesPunctNormalizer(language)
+    Args:
+        normalize: their punctuation, too.
+        aggressive: split hyphens.
+    """
+
+    def __init__(self, language: str, normalize: bool, aggressive: bool) -> None:
+        self.normalizer = MosesPunctNormalizer(language) if normalize else None
         self.tokenizer = MosesTokenizer(language)
         self.unescape = MosesDetokenizer(language).unescape_xml
         self.aggressive = aggressive
 
     def __call__(self, sentence: str) -> str:
         """Tokens with spaces between them, entities resolved."""
-        text = self.unescape(sentence)
+        text = self.unescape(sentence).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
         tokens: str = self.tokenizer.tokenize(
-            self.normalizer.normalize(text),
+            self.normalizer.normalize(text) if self.normalizer else text,
             aggressive_dash_splits=self.aggressive,
             escape=False,
             return_str=True,
@@ -123,7 +137,10 @@ def tokens(args: argparse.Namespace) -> Counter[str]:
     if args.pieces:  # SentencePiece finds its own tokens
         languages = [MosesDetokenizer(language).unescape_xml for language in (args.src, args.tgt)]
     else:
-        languages = [Tokens(language, args.aggressive) for language in (args.src, args.tgt)]
+        languages = [
+            Tokens(args.src, normalize=True, aggressive=args.aggressive),
+            Tokens(args.tgt, normalize=False, aggressive=args.aggressive),
+        ]
     held_out = {key(sentence) for path in args.not_in for sentence in path.read_text().split("\n")} - {""}
     with ExitStack() as stack:
         files = open_pair(stack, args.output, args.src, args.tgt)
@@ -140,7 +157,7 @@ def tokens(args: argparse.Namespace) -> Counter[str]:
             if reason is None and held_out and any(key(sentence) in held_out for sentence in pair):
                 reason = "held out"
             if reason is None:
-                write_pair(files, tokenized)
+                write_pair(files, pair if args.as_they_are else tokenized)
             counts[reason or "kept"] += 1
     return counts
 
@@ -190,7 +207,8 @@ def main() -> None:
         command.add_argument(name, type=Path)
     for name in ("src", "tgt"):
         command.add_argument(name)
-    command.add_argument("pairs", type=int)
+    for name in ("pairs", "words"):
+        command.add_argument(name, type=int)
     command = commands.add_parser("tokens")
     for name in ("input", "output"):
         command.add_argument(name, type=Path)
@@ -203,6 +221,7 @@ def main() -> None:
         "--max-tokens", type=int, default=0, help="of either sentence (default: 0, no filters)"
     )
     command.add_argument("--max-ratio", type=float, default=1.5, help="between the two lengths (default: 1.5)")
+    command.add_argument("--as-they-are", action="store_true", help="write what is kept without changing it")
     command.add_argument("--not-in", type=Path, nargs="*", default=[], help="files of held-out sentences")
     command = commands.add_parser("detokenize")
     command.add_argument("language")
@@ -211,7 +230,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if args.command == "hold-out":
-            hold_out(args.raw, args.out, args.src, args.tgt, args.pairs)
+            hold_out(args.raw, args.out, args.src, args.tgt, args.pairs, args.words)
         elif args.command == "tokens":
             counts = tokens(args)
             print("\n".join(f"{number}\t{what}" for what, number in counts.items()))

@@ -5,14 +5,16 @@
 #   control, soft_beam  fine-tunes that one, for the same number of updates: with teacher forcing, with the beam
 #
 #   SCHEDULE=modern     Adam, label smoothing, half precision on GPUs; paper: the paper's, 1.1 million updates
-#   UPDATES, FINETUNE_UPDATES                    empty: the schedule's
+#   UPDATES, FINETUNE_UPDATES   empty: the schedule's, 100,000 and 4,000, or 1,000,000 and 100,000
+#   BATCH, FINETUNE_BATCH       of all processes together: tokens (modern: 64,000 and 16,000) or sentences (paper: 80)
+#   UPDATE_FREQ         batches of which a process makes its share of an update; empty: of modern, as many as
+#                       it takes to have the batches of 8 processes; of paper, 1
 #   DEVICE=gpu          or cpu
 #   PROCESSES=1 NODES=1 NODE_RANK=0 MASTER=localhost:29500   see slurm.sh; one process for each GPU
-#   UPDATE_FREQ=1       batches of each process in an update: PROCESSES x NODES x UPDATE_FREQ is what counts
 #   RUN=folder          where everything goes
 #
-# Run again, it goes on from the last checkpoint.  What comes out is RUN/models/NAME/model.pt, the mean of the last
-# AVERAGE checkpoints.  Options of fairseq-train come last and override.
+# Run again, it goes on from the last checkpoint; it refuses to go on with other options.  What comes out is
+# RUN/models/NAME/model.pt, the mean of the last AVERAGE checkpoints.  Options of fairseq-train come last and override.
 set -euo pipefail
 
 # shellcheck source=settings.sh source-path=SCRIPTDIR
@@ -25,9 +27,20 @@ need python fairseq-train torchrun
 take_run_folder
 name=$1 folder=$RUN/models/$1
 shift
-[ ! -e "$folder/model.pt" ] || { echo "-- train $name: done before" && exit; }
 
 # ------------------------------------------------------------------------------------------ schedules
+
+world=$((PROCESSES * NODES))
+if [ "$SCHEDULE" = modern ]; then # tokens
+  : "${UPDATE_FREQ:=$(((world + 7) / world))}" "${BATCH:=64000}" "${FINETUNE_BATCH:=16000}"
+else # sentences
+  : "${UPDATE_FREQ:=1}" "${BATCH:=80}" "${FINETUNE_BATCH:=80}"
+fi
+batch=$BATCH
+[ "$name" = pretrained ] || batch=$FINETUNE_BATCH
+parts=$((world * UPDATE_FREQ))
+[ $((batch % parts)) -eq 0 ] || fail "a batch of $batch cannot be shared by $world processes with UPDATE_FREQ=$UPDATE_FREQ: change one"
+batch=$((batch / parts))
 
 case $SCHEDULE-$name in
   modern-pretrained)
@@ -35,14 +48,15 @@ case $SCHEDULE-$name in
     schedule=(
       --criterion label_smoothed_cross_entropy --label-smoothing 0.1
       --optimizer adam --adam-betas '(0.9, 0.98)' --lr 1e-3 --lr-scheduler inverse_sqrt --warmup-updates 4000
-      --clip-norm 1 --max-tokens 8000
+      --clip-norm 1 --max-tokens "$batch"
     )
     ;;
   modern-*)
     updates=${FINETUNE_UPDATES:-4000}
     schedule=(
-      --criterion soft_beam --optimizer adam --lr 3e-4 --lr-scheduler polynomial_decay --total-num-update "$updates"
-      --clip-norm 1 --max-tokens 2000
+      --criterion soft_beam --label-smoothing 0.1
+      --optimizer adam --lr 3e-4 --lr-scheduler polynomial_decay --total-num-update "$updates"
+      --clip-norm 1 --max-tokens "$batch"
     )
     ;;
   paper-pretrained) # the learning rate falls to a tenth every 1e5 updates, from 5e5 on
@@ -50,7 +64,7 @@ case $SCHEDULE-$name in
     schedule=(
       --criterion cross_entropy --optimizer sgd --lr 1 --lr-scheduler manual
       --update2lr "{'1':1,'500000':1e-1,'600000':1e-2,'700000':1e-3,'800000':1e-4,'900000':1e-5}"
-      --clip-norm 1 --batch-size 80 --sentence-avg
+      --clip-norm 1 --batch-size "$batch" --sentence-avg
     )
     ;;
   paper-*)
@@ -58,7 +72,7 @@ case $SCHEDULE-$name in
     schedule=(
       --criterion soft_beam --soft-beam-objective gold --soft-beam-size 5 --soft-beam-epsilon 0.1
       --soft-beam-score-grad-clip 0.5 --teacher-forcing-ratio 0.8
-      --optimizer sgd --lr 0.05 --lr-scheduler fixed --clip-norm 1 --batch-size 80 --sentence-avg
+      --optimizer sgd --lr 0.05 --lr-scheduler fixed --clip-norm 1 --batch-size "$batch" --sentence-avg
     )
     ;;
 esac
@@ -74,8 +88,7 @@ if [ "$name" = control ]; then schedule+=(--teacher-forcing-ratio 1); fi
 
 # ------------------------------------------------------------------------------------------- processes
 
-world=$((PROCESSES * NODES))
-engine=(--update-freq "$UPDATE_FREQ")
+engine=(--update-freq "$UPDATE_FREQ" --distributed-world-size "$world" --load-checkpoint-on-all-dp-ranks)
 if [ "$DEVICE" = cpu ]; then
   engine+=(--cpu)
 elif [ "$SCHEDULE" = modern ]; then
@@ -93,19 +106,29 @@ launch() { # launch OPTIONS...: fairseq-train, in as many processes as are wante
   torchrun --nnodes "$NODES" --node-rank "$NODE_RANK" --nproc-per-node "$PROCESSES" \
     --master-addr "${MASTER%:*}" --master-port "${MASTER##*:}" --no-python \
     bash -c 'exec fairseq-train "$@" --distributed-rank "$RANK" --device-id "$LOCAL_RANK"' fairseq-train "$@" \
-    --distributed-world-size "$world" --distributed-init-method env:// --distributed-no-spawn \
-    --distributed-backend "$backend" --ddp-backend legacy_ddp --load-checkpoint-on-all-dp-ranks
+    --distributed-init-method env:// --distributed-no-spawn --distributed-backend "$backend" --ddp-backend legacy_ddp
 }
 
 data=$(shards | sed "s|^|$RUN/data-bin/|" | paste -sd :)
+log=$folder/train.log
 mkdir -p "$folder"
-echo "-- train $name, log in $folder/train.log"
-trap 'echo "$SECONDS" >> "$folder/seconds"' EXIT # a line for each time it was started
-logged "$folder/train.log" launch "$data" --user-dir "$PLUGIN" -s "$SRC" -t "$TGT" --save-dir "$folder" \
+if [ "$NODE_RANK" -eq 0 ]; then
+  options="${ARCH[*]} ${schedule[*]} $*; $parts such batches"
+  [ -e "$folder/options" ] || echo "$options" > "$folder/options"
+  [ "$(cat "$folder/options")" = "$options" ] ||
+    fail "$folder was trained with other options (see the file options in it): remove it or choose another RUN"
+  trap 'echo "$SECONDS" >> "$folder/seconds"' EXIT # a line for each time it was started
+else
+  log=$folder/train-$NODE_RANK.log
+fi
+[ ! -e "$folder/model.pt" ] || { echo "-- train $name: done before" && exit; }
+
+echo "-- train $name, log in $log"
+logged "$log" launch "$data" --user-dir "$PLUGIN" -s "$SRC" -t "$TGT" --save-dir "$folder" \
   "${start[@]}" "${ARCH[@]}" "${schedule[@]}" "${engine[@]}" --required-batch-size-multiple 1 \
   --keep-last-epochs "$AVERAGE" --seed 1 \
   --log-format simple --log-interval "$((every < 100 ? every : 100))" "$@"
 if [ "$NODE_RANK" -eq 0 ]; then
-  logged "$folder/train.log" python "$here/average.py" "$folder" "$AVERAGE" "$folder/model.part"
+  logged "$log" python "$here/average.py" "$folder" "$AVERAGE" "$every" "$folder/model.part"
   mv "$folder/model.part" "$folder/model.pt"
 fi

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sacrebleu import corpus_bleu
 from sacrebleu.dataset import DATASETS
 
 ROOT = Path(__file__).parents[2]
@@ -104,9 +105,15 @@ def test_from_a_corpus_to_a_table(text, tmp_path):
     done = bash("wmt16_en_de", "run.sh", "--small", DATA=data, RUN=run, TOKENIZED=1, **settings)
     assert done.returncode == 0, done.stderr
 
-    # Text: nothing of the held-out sets is trained on, and entities are what they stand for.
+    # Shards: each is a sample of everything.
     shards = sorted(path.stem for path in (run / "shards").glob("*.en"))
     assert len(shards) >= 3
+    for language in ("en", "de"):
+        everything = lines(run / "raw" / f"train.{language}")
+        for i, shard in enumerate(shards):
+            assert lines(run / "shards" / f"{shard}.{language}") == everything[i :: len(shards)]
+
+    # Text: nothing of the held-out sets is trained on, and entities are what they stand for.
     held_out = set()
     for language in ("en", "de"):
         for split in ("valid", "test"):
@@ -151,8 +158,12 @@ def test_from_a_corpus_to_a_table(text, tmp_path):
     again = bash("wmt16_en_de", "run.sh", "--small", DATA=data, RUN=run, TOKENIZED=1, **settings)
     assert again.returncode == 0, again.stderr
     assert "done before" in again.stdout and again.stdout.splitlines()[-5:] == done.stdout.splitlines()[-5:]
-    other = bash("wmt16_en_de", "run.sh", "--small", DATA=data, RUN=run, **settings)
+    other = bash("wmt16_en_de", "run.sh", "--small", RUN=run, **{**settings, "MERGES": 77})
     fails_with(other, "was made with other settings")
+    other = bash(
+        "wmt16_en_de", "run.sh", "--small", DATA=data, RUN=run, TOKENIZED=1, **settings, SCHEDULE="paper"
+    )
+    fails_with(other, "models/pretrained was trained with other options")
 
 
 def test_sentencepiece_finds_the_pieces_of_plain_text(data, tmp_path):
@@ -163,6 +174,82 @@ def test_sentencepiece_finds_the_pieces_of_plain_text(data, tmp_path):
     joined = ["".join(line.split()).replace("\N{LOWER ONE EIGHTH BLOCK}", " ").strip() for line in pieces]
     assert joined == [" ".join(line.split()) for line in lines(run / "tokens" / "0000.de")]
     assert all(line == line.lower() for line in joined)
+
+
+def test_the_papers_schedule_in_one_process(data, tmp_path):
+    run = tmp_path / "run"
+    prepared(data, run)
+    settings = {**SMALL, "RUN": run, "SMALL": 1, "SCHEDULE": "paper", "PROCESSES": 1, "UPDATE_FREQ": 2}
+    for name in ("pretrained", "soft_beam"):
+        done = bash("wmt16_en_de", "train.sh", name, **settings)
+        assert done.returncode == 0, done.stderr
+        log = (run / "models" / name / "train.log").read_text()
+        updates = 6 if name == "pretrained" else 2
+        rate = 1.0 if name == "pretrained" else 0.05
+        found = re.findall(rf"train \| .*num_updates {updates} \| lr ([\d.e-]+) ", log)
+        assert found and float(found[-1]) == rate
+        sizes = re.findall(r"bsz=([\d.]+)", log) or re.findall(r"bsz ([\d.]+)", log)
+        assert sizes and all(float(size) <= 80 for size in sizes) and max(map(float, sizes)) > 60
+    assert "teacher_forcing_loss" in log and "soft_beam_loss" in log
+
+
+def test_the_shares_of_a_batch_are_whole(tmp_path):
+    settings = {"RUN": tmp_path, "SCHEDULE": "paper", "PROCESSES": 3}
+    fails_with(bash("wmt14_en_fr", "train.sh", "pretrained", **settings), "a batch of 80 cannot be shared by 3")
+
+
+def test_the_error_of_a_process_is_shown(data, tmp_path):
+    prepared(data, tmp_path / "run")
+    settings = {**SMALL, "RUN": tmp_path / "run", "BATCH": 80, "UPDATE_FREQ": 1}
+    done = bash("wmt16_en_de", "train.sh", "pretrained", "--patience", "much", **settings)
+    fails_with(done, "argument --patience: invalid int value: 'much' (see")
+
+
+def test_references_come_back_as_they_were(tmp_path):
+    """What a perfect model would write has a BLEU of 100."""
+    text = {
+        "de": ["\u201eWir haben 100\u00a0000 Euro \u2013 mindestens\u201c, sagte Merkel.",
+               "\u201eDas ist gut.\u201c Dann ging er."],
+        "fr": ["\u00ab tr\u00e8s content \u00bb \u2014 a dit l'homme d'\u00c9tat en 2014.",
+               "Qu'est-ce que c'est ?"],
+    }  # fmt: skip
+    script = [sys.executable, str(EXAMPLES / "translation" / "text.py")]
+    for language, sentences in text.items():
+        for side in ("en", language):
+            (tmp_path / f"in.{side}").write_text("".join(f"{sentence}\n" for sentence in sentences))
+        command = [
+            *script,
+            "tokens",
+            str(tmp_path / "in"),
+            str(tmp_path / "out"),
+            "en",
+            language,
+            "--aggressive",
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        with (tmp_path / f"out.{language}").open() as tokens:
+            done = subprocess.run(
+                [*script, "detokenize", language], stdin=tokens, capture_output=True, text=True
+            )
+        assert corpus_bleu(done.stdout.splitlines(), [sentences]).score == pytest.approx(100), done.stdout
+
+
+def test_checkpoints_of_epochs_are_averaged_where_they_stand_for_an_update(tmp_path):
+    def save(name, value, updates):
+        checkpoint = {"model": {"w": torch.full((2,), value)}, "optimizer_history": [{"num_updates": updates}]}
+        torch.save(checkpoint, tmp_path / f"{name}.pt")
+
+    save("checkpoint_1_10", 1.0, 10)
+    save("checkpoint1", 100.0, 15)  # an epoch that ended between
+    save("checkpoint2", 3.0, 20)
+    save("checkpoint_3_30", 8.0, 30)
+    save("checkpoint_last", 100.0, 30)
+    command = [sys.executable, str(EXAMPLES / "translation" / "average.py"), str(tmp_path)]
+    for number, mean in (("2", 5.5), ("3", 4.0), ("9", 4.0)):
+        subprocess.run([*command, number, "10", str(tmp_path / "mean")], check=True, capture_output=True)
+        assert torch.load(tmp_path / "mean", weights_only=True)["model"]["w"].tolist() == [mean, mean]
+    done = subprocess.run([*command, "2", "7", str(tmp_path / "mean")], capture_output=True, text=True)
+    fails_with(done, "no checkpoint of a multiple of 7 updates")
 
 
 # ------------------------------------------------------------------------------------------- downloads
@@ -253,6 +340,17 @@ def test_files_of_different_lengths_are_named(data, tmp_path):
     fails_with(done, f"train.en ends before line {TRAIN_PAIRS + 1}")
 
 
+def test_a_held_out_line_that_is_too_long_for_fairseq_is_named(data, tmp_path):
+    for split in ("valid", "test"):
+        for language in ("en", "de"):
+            (data / f"{split}.{language}").write_text("a b c\n" * 3)
+    with (data / "test.de").open("a") as file, (data / "test.en").open("a") as other:
+        file.write("x " * 1500 + "\n")
+        other.write("x\n")
+    done = bash("wmt16_en_de", "prepare.sh", DATA=data, RUN=tmp_path / "run", **SMALL)
+    fails_with(done, "raw/test.de, line 4 has 1500 pieces, more than the 1,023 that fairseq's task takes")
+
+
 def test_lines_of_thousands_of_words_and_empty_ones_are_left_out(data, tmp_path):
     spoil(data, "en", 30, b"word " * 10_000 + b"\n")
     spoil(data, "de", 40, b"\n")
@@ -265,13 +363,16 @@ def test_lines_of_thousands_of_words_and_empty_ones_are_left_out(data, tmp_path)
     [
         ({"SEGMENTER": "words"}, "SEGMENTER must be bpe or sentencepiece, got words"),
         ({"SHARD": "1e6"}, "SHARD must be a whole number, got 1e6"),
-        ({"HELD_OUT": "200"}, "has 600 pairs, too few to hold out 400 of them"),
+        ({"HELD_OUT": "200"}, "has 600 pairs of 1 to 50 words, too few to hold out 400"),
+        ({"BATCH": "0"}, "BATCH must be a positive whole number, got 0"),
+        ({"RUN": "a:b"}, "RUN must not contain a colon"),
         ({"DATA": "/nowhere"}, "DATA=/nowhere has neither train.en.gz nor train.en"),
     ],
 )
 def test_bad_settings_name_the_value(data, tmp_path, settings, message):
     fails_with(
-        bash("wmt16_en_de", "prepare.sh", RUN=tmp_path / "run", **{"DATA": data, **SMALL, **settings}), message
+        bash("wmt16_en_de", "prepare.sh", **{"RUN": tmp_path / "run", "DATA": data, **SMALL, **settings}),
+        message,
     )
 
 
