@@ -13,6 +13,7 @@ import pytest
 import torch
 from sacrebleu import corpus_bleu
 from sacrebleu.dataset import DATASETS
+from sacremoses import MosesTokenizer
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -310,8 +311,18 @@ def test_iwslt_is_taken_out_of_its_xml(text, tmp_path):
     done = bash("iwslt14_de_en", "prepare.sh", RUN=tmp_path / "run", ARCHIVE=url, **SMALL)
     assert done.returncode == 0, done.stderr
     raw = tmp_path / "run" / "raw"
-    for language in ("de", "en"):
-        sentences = lines(text / f"train.{language}")
+    pairs = list(zip(lines(text / "train.de"), lines(text / "train.en"), strict=True))
+    lengths = [
+        [
+            len(MosesTokenizer(language).tokenize(sentence))
+            for language, sentence in zip(("de", "en"), pair, strict=True)
+        ]
+        for pair in pairs
+    ]
+    cleaned = [pair for pair, length in zip(pairs, lengths, strict=True) if max(length) <= 1.5 * min(length)]
+    assert 500 < len(cleaned) < len(pairs)
+    for i, language in enumerate(("de", "en")):
+        sentences = [pair[i] for pair in cleaned]
         assert lines(raw / f"valid.{language}") == sentences[22::23]
         assert sorted(lines(raw / f"train.{language}") + sentences[22::23]) == sorted(sentences)
         assert lines(raw / f"test.{language}") == lines(text / f"test.{language}")[:5]
