@@ -11,8 +11,9 @@ trained through ``soft_topk`` (paper, Appendix C); ``--data FOLDER`` takes MNIST
   ``soft_topk_200``: kNN on features that were trained through a relaxed choice of the k nearest templates, the
   last with the paper's solver of 200 Sinkhorn steps.
 
-Prediction is ordinary kNN over the features of all training images.  Every epoch is followed by a validation,
-the best epoch is tested, and so is the best temperature if ``--tune`` tries several.  fairseq is not needed.
+Prediction is ordinary kNN over the features of all training images that are not for validation.  Every epoch
+is followed by a validation, and the best epoch is tested.  With ``--tune`` the temperature is the one with the
+best validation accuracy in a shorter training with the first seed.  fairseq is not needed.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ NEIGHBOURS = tuple(GRIDS)
 METHODS = (*UNTRAINED, "autoencoder", *CLASSIFIERS, *NEIGHBOURS)
 
 # Options that do not change what a training does.
-NOT_OF_THE_RUN = ("data", "method", "seeds", "out", "tune", "temperature", "device", "epochs", "patience")
+NOT_OF_THE_RUN = (
+    "data", "method", "seeds", "out", "tune", "tune_epochs", "temperature", "device", "epochs", "patience",
+)  # fmt: skip
 
 
 class Result(NamedTuple):
@@ -53,7 +56,7 @@ class Result(NamedTuple):
     temperature: float | None
     seed: int | None
     valid_accuracy: float | None
-    test_accuracy: float
+    test_accuracy: float | None
     epochs: int
     seconds: float
 
@@ -84,6 +87,8 @@ def loss_of(
         return F.cross_entropy(network(images), labels)
     queries, templates = network(images).split((args.queries, len(images) - args.queries))
     distances = torch.cdist(queries, templates).square()
+    if not bool(distances.isfinite().all()):
+        raise SystemExit(f"knn.py: the features of {method} are not finite: lower --lr")
     same_label = (labels[: args.queries, None] == labels[args.queries :]).to(distances.dtype)
     assert temperature is not None
     return knn_loss(nearness(distances, method, args.k, temperature), same_label, args.k, args.loss)
@@ -112,9 +117,10 @@ def augment(pixels: Tensor, shift: int, flip: bool) -> Tensor:
 def features_of(network: nn.Module, images: Images, device: torch.device) -> np.ndarray:
     """Features (n, d) of all images."""
     network.eval()
+    size = 200 if device.type == "cpu" else 1000  # what fits into caches is twice as fast
     parts = [
-        network(as_batch(images, slice(start, start + 1000), device)[0]).cpu().numpy()
-        for start in range(0, len(images.labels), 1000)
+        network(as_batch(images, slice(start, start + size), device)[0]).cpu().numpy()
+        for start in range(0, len(images.labels), size)
     ]
     network.train()
     return np.concatenate(parts)
@@ -138,79 +144,115 @@ def accuracy(method: str, network: nn.Module, data: Splits, images: Images, args
     return neighbours_accuracy(train_x, data.train.labels, x, images.labels, args.k)
 
 
-def train(method: str, temperature: float | None, data: Splits, seed: int, args: Any) -> Result:
-    """Trains until the validation accuracy has not risen for a while; the best network is tested."""
-    torch.manual_seed(seed)
-    network = build(method, data, args.network, args.width).to(args.device)
-    if args.optimizer == "sgd":
-        optimizer: Any = torch.optim.SGD(
-            network.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay
-        )
-    else:
-        optimizer = torch.optim.Adam(network.parameters(), args.lr, weight_decay=args.weight_decay)
-    folder = run_folder(method, temperature, seed, args)
-    state = {"epoch": 0, "best": -1.0, "best_epoch": 0, "seconds": 0.0}
-    best_parameters = network.state_dict()
-    if folder is not None and (folder / "last.pt").exists():
-        saved = torch.load(folder / "last.pt", map_location=args.device, weights_only=True)
-        for name, value in options_of_the_run(args).items():
-            if saved["options"].get(name) != value:
-                was = saved["options"].get(name)
-                raise SystemExit(f"knn.py: {folder} was trained with {name} {was}, not {value}: remove it")
-        network.load_state_dict(saved["network"])
-        optimizer.load_state_dict(saved["optimizer"])
+class Training:
+    """A network, how far its training is, and the best parameters so far; kept in a folder if there is one."""
+
+    def __init__(self, method: str, temperature: float | None, data: Splits, seed: int, args: Any) -> None:
+        torch.manual_seed(seed)
+        self.network = build(method, data, args.network, args.width).to(args.device)
+        if args.optimizer == "sgd":
+            self.optimizer: Any = torch.optim.SGD(
+                self.network.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay
+            )
+        else:
+            self.optimizer = torch.optim.Adam(
+                self.network.parameters(), args.lr, weight_decay=args.weight_decay
+            )
+        self.options = options_of_the_run(data, args)
+        self.device = args.device
+        self.curve: list[tuple[int, float, float, float]] = []  # epoch, loss, validation accuracy, seconds
+        self.best = (-1.0, 0)  # validation accuracy, epoch
+        self.best_parameters = self.network.state_dict()
+        self.folder = None if args.out is None else args.out / run_name(method, temperature) / f"seed{seed}"
+        if self.folder is not None and (self.folder / "last.pt").exists():
+            self.resume(self.folder / "last.pt")
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return len(self.curve)
+
+    @property
+    def seconds(self) -> float:
+        """How long they took, with their validation."""
+        return self.curve[-1][-1] if self.curve else 0.0
+
+    def resume(self, path: Path) -> None:
+        """Goes on where the checkpoint is."""
+        saved = torch.load(path, map_location=self.device, weights_only=True)
+        for name, value in self.options.items():
+            was = saved["options"].get(name)
+            if was != value:
+                raise SystemExit(f"knn.py: {path.parent} was trained with {name} {was}, not {value}: remove it")
+        self.network.load_state_dict(saved["network"])
+        self.optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"].cpu())
-        state, best_parameters = saved["state"], saved["best_parameters"]
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).set_rng_state(saved["device_rng"].cpu(), self.device)
+        self.curve, self.best = saved["curve"], saved["best"]
+        self.best_parameters = saved["best_parameters"]
 
-    while state["epoch"] < args.epochs and state["epoch"] - state["best_epoch"] < args.patience:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(int(state["epoch"]), args)
+    def finish_epoch(self, loss: float, valid: float, seconds: float) -> None:
+        """Takes note of an epoch, and writes the checkpoint and the curve."""
+        self.curve.append((self.epoch + 1, loss, valid, self.seconds + seconds))
+        if valid >= self.best[0]:  # of equals, the one trained longer
+            self.best = valid, self.epoch
+            self.best_parameters = {name: value.clone() for name, value in self.network.state_dict().items()}
+        if self.folder is None:
+            return
+        saved = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "curve": self.curve,
+            "best": self.best,
+            "best_parameters": self.best_parameters,
+            "options": self.options,
+        }
+        if self.device.type != "cpu":
+            saved["device_rng"] = torch.get_device_module(self.device).get_rng_state(self.device)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        torch.save(saved, self.folder / "last.part")
+        (self.folder / "last.part").replace(self.folder / "last.pt")
+        with (self.folder / "curve.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(("epoch", "loss", "valid_accuracy", "seconds"))
+            table.writerows(
+                (epoch, f"{loss:.6f}", f"{valid:.3f}", f"{seconds:.1f}")
+                for epoch, loss, valid, seconds in self.curve
+            )
+
+
+def train(
+    method: str, temperature: float | None, data: Splits, seed: int, args: Any, test: bool = True
+) -> Result:
+    """Trains until the validation accuracy has not risen for a while, and tests the best network."""
+    run = Training(method, temperature, data, seed, args)
+    while run.epoch < args.epochs and run.epoch - run.best[1] < args.patience:
+        for group in run.optimizer.param_groups:
+            group["lr"] = learning_rate(run.epoch, args)
         started = time.perf_counter()
-        loss = train_epoch(method, temperature, network, optimizer, data, int(state["epoch"]) + 1, args)
-        state["epoch"] += 1
-        state["seconds"] += time.perf_counter() - started
-        valid = accuracy(method, network, data, data.valid, args)
-        if valid >= state["best"]:  # of equals, the one trained longer
-            state |= {"best": valid, "best_epoch": state["epoch"]}
-            best_parameters = {name: value.clone() for name, value in network.state_dict().items()}
-        if folder is not None:
-            with (folder / "curve.csv").open("a", newline="") as file:
-                csv.writer(file).writerow(
-                    [state["epoch"], f"{loss:.6f}", f"{valid:.3f}", f"{state['seconds']:.1f}"]
-                )
-            saved = {
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "rng": torch.get_rng_state(),
-                "state": state,
-                "best_parameters": best_parameters,
-                "options": options_of_the_run(args),
-            }
-            torch.save(saved, folder / "last.part")
-            (folder / "last.part").replace(folder / "last.pt")
-    network.load_state_dict(best_parameters)
-    tested = accuracy(method, network, data, data.test, args)
-    return Result(method, temperature, seed, state["best"], tested, int(state["epoch"]), state["seconds"])
+        loss = train_epoch(method, temperature, run.network, run.optimizer, data, run.epoch + 1, args)
+        valid = accuracy(method, run.network, data, data.valid, args)
+        run.finish_epoch(loss, valid, time.perf_counter() - started)
+    run.network.load_state_dict(run.best_parameters)
+    tested = accuracy(method, run.network, data, data.test, args) if test else None
+    return Result(method, temperature, seed, run.best[0], tested, run.epoch, run.seconds)
 
 
-def run_folder(method: str, temperature: float | None, seed: int, args: Any) -> Path | None:
-    """Where a training keeps its curve and checkpoint, made if need be; nowhere without ``--out``."""
-    if args.out is None:
-        return None
-    name = method if temperature is None else f"{method}_{temperature:g}"
-    folder: Path = args.out / name / f"seed{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def run_name(method: str, temperature: float | None) -> str:
+    """The folder of a row."""
+    return method if temperature is None else f"{method}_{temperature:g}"
 
 
-def options_of_the_run(args: Any) -> dict[str, str]:
+def options_of_the_run(data: Splits, args: Any) -> dict[str, str]:
     """What a training that goes on must agree with."""
     return {
         f"--{name.replace('_', '-')}": str(value)
         for name, value in vars(args).items()
-        if name not in (*NOT_OF_THE_RUN, "splits")
+        if name not in NOT_OF_THE_RUN
     } | {
-        "--data": f"of {tuple(args.splits.train.pixels.shape)}",
+        "--data": f"of {tuple(data.train.pixels.shape)}",
         **({"--epochs": str(args.epochs)} if args.cosine else {}),
     }
 
@@ -230,13 +272,14 @@ def train_epoch(
     epoch: int,
     args: Any,
 ) -> float:
-    """Every training image once as a query, each batch with templates drawn at random; the mean loss."""
+    """Every training image once as a query, each batch with templates drawn from the others; the mean loss."""
     number, title = len(data.train.labels), f"{method} epoch {epoch}"
     order, losses = torch.randperm(number), []
     starts = range(0, number - args.queries + 1, args.queries)
     for start in tqdm(starts, desc=title, leave=False, disable=not sys.stderr.isatty()):
         queries = order[start : start + args.queries]
-        templates = torch.randint(number, (args.templates,))
+        others = torch.cat((order[:start], order[start + args.queries :]))
+        templates = others[torch.randperm(len(others))[: args.templates]]
         images, labels = as_batch(data.train, torch.cat((queries, templates)).numpy(), args.device)
         images = augment(images, args.shift, args.flip)
         loss = loss_of(method, temperature, network, images, labels, args)
@@ -256,7 +299,7 @@ def untrained(method: str, data: Splits, args: Any) -> Result:
         for images in (data.train, data.valid, data.test)
     )
     if method == "pca":
-        components = PCA(min(50, train_x.shape[1]), random_state=0).fit(train_x)
+        components = PCA(min(50, *train_x.shape), random_state=0).fit(train_x)
         train_x, valid_x, test_x = map(components.transform, (train_x, valid_x, test_x))
     valid, tested = (
         neighbours_accuracy(train_x, data.train.labels, x, labels, args.k)
@@ -266,23 +309,41 @@ def untrained(method: str, data: Splits, args: Any) -> Result:
 
 
 def run(method: str, data: Splits, args: Any) -> list[list[Result]]:
-    """Trains a method with every seed: a row for each temperature, or for the best of the first seed."""
+    """Trains a method with every seed: a row for each temperature, or for the one that is tuned."""
     if method in UNTRAINED:
         return [[untrained(method, data, args)]]
     temperatures: tuple[float | None, ...] = (None,)
-    if method in NEIGHBOURS:
-        temperatures = GRIDS[method] if args.tune else tuple(args.temperature or (DEFAULT[method],))
-    first, *others = args.seeds
-    if args.tune and len(temperatures) > 1:
-        tried = [train(method, temperature, data, first, args) for temperature in temperatures]
-        best = max(tried, key=lambda result: result.valid_accuracy or 0.0)
-        return [[best, *(train(method, best.temperature, data, seed, args) for seed in others)]]
+    if method in NEIGHBOURS and args.tune:
+        temperatures = (tune(method, data, args),)
+    elif method in NEIGHBOURS:
+        temperatures = tuple(args.temperature or (DEFAULT[method],))
     return [
         [train(method, temperature, data, seed, args) for seed in args.seeds] for temperature in temperatures
     ]
 
 
+def tune(method: str, data: Splits, args: Any) -> float | None:
+    """The temperature with the best validation accuracy; all of them are in ``OUT/tune/results.tsv``."""
+    shorter = argparse.Namespace(**vars(args))
+    shorter.epochs = args.tune_epochs
+    shorter.out = None if args.out is None else args.out / "tune"
+    tried = [
+        train(method, temperature, data, args.seeds[0], shorter, test=False) for temperature in GRIDS[method]
+    ]
+    if shorter.out is not None:
+        write_results(tried, shorter.out / "results.tsv")
+    return max(tried, key=lambda result: result.valid_accuracy or 0.0).temperature
+
+
 # ------------------------------------------------------------------------------------------ command line
+
+
+def device(name: str) -> torch.device:
+    """A device that is there."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{name}: {str(error).splitlines()[0]}") from error
 
 
 def parse_args() -> argparse.Namespace:
@@ -303,8 +364,9 @@ def parse_args() -> argparse.Namespace:
     add(
         "--tune",
         action="store_true",
-        help="try several temperatures with the first seed, keep the one with the best validation accuracy",
+        help="try four temperatures with the first seed, keep the one with the best validation accuracy",
     )
+    add("--tune-epochs", type=int, help="of each of them, at most (default: a third of --epochs)")
     add(
         "--loss",
         choices=LOSSES,
@@ -326,18 +388,22 @@ def parse_args() -> argparse.Namespace:
     add("--patience", type=int, default=10, help="epochs without a better validation accuracy (default: 10)")
     add("--valid", type=int, default=200, help="training images for validation (default: 200)")
     add("--limit", type=int, default=0, help="training images, drawn at random (default: 0, all of them)")
-    add("--device", type=torch.device, default="cpu", help="such as cuda (default: cpu)")
+    add("--device", type=device, default="cpu", help="such as cuda (default: cpu)")
     args = parser.parse_args()
+    if args.tune_epochs is None:
+        args.tune_epochs = -(-args.epochs // 3)
     if args.method == ["all"]:
         args.method = list(METHODS)
     for method in args.method:
         if method not in METHODS:
             parser.error(f"--method must be of {', '.join(METHODS)}, got {method}")
-    for name in ("queries", "templates", "epochs", "patience", "valid", "width"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.limit < 0:
-        parser.error(f"--limit must be at least 1, or 0 for no limit, got {args.limit}")
+    for lowest, names in (
+        (1, ("queries", "templates", "epochs", "tune_epochs", "patience", "valid", "width")),
+        (0, ("limit", "shift", "weight_decay", "momentum")),
+    ):
+        for name in names:
+            if not lowest <= getattr(args, name) < math.inf:
+                parser.error(f"--{name.replace('_', '-')} must be at least {lowest}, got {getattr(args, name)}")
     if not 1 <= args.k <= args.templates:
         parser.error(f"--k must lie in [1, {args.templates}], the templates of a step, got {args.k}")
     if args.tune and args.temperature is not None:
@@ -346,19 +412,24 @@ def parse_args() -> argparse.Namespace:
         for value in values:
             if not 0 < value < math.inf:
                 parser.error(f"--{name} must be positive and finite, got {value}")
-    try:
-        args.splits = load(args.data, args.valid, seed=1, limit=args.limit)
-    except DataError as error:
-        parser.error(str(error))
-    size = args.splits.train.pixels.shape[2:]
-    if args.network == "conv" and (size[0] != size[1] or size[0] % 4):
-        parser.error(
-            f"--network conv wants squares with a side that 4 divides, got images of {size[0]} x {size[1]}"
-        )
-    number = len(args.splits.train.labels)
-    if args.queries > number:
-        parser.error(f"--queries must be at most {number}, the training images, got {args.queries}")
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        parser.error(f"--out must be a folder, {args.out} is a file")
     return args
+
+
+def check_sizes(data: Splits, args: Any) -> None:
+    """Raises ``DataError`` if there are too few images, or images that the network does not take."""
+    height, width = data.train.pixels.shape[2:]
+    if args.network == "conv" and (height != width or height % 4):
+        raise DataError(
+            f"--network conv wants squares with a side that 4 divides, got images of {height} x {width}"
+        )
+    number = len(data.train.labels)
+    if args.queries + args.templates > number:
+        raise DataError(
+            f"--queries and --templates must be at most {number} together, the training images, "
+            f"got {args.queries} and {args.templates}"
+        )
 
 
 def table_row(results: list[Result]) -> str:
@@ -369,7 +440,7 @@ def table_row(results: list[Result]) -> str:
         one.method,
         "" if one.temperature is None else f"{one.temperature:g}",
         spread([result.test_accuracy for result in results]),
-        spread([result.valid_accuracy for result in results if result.valid_accuracy is not None]),
+        spread([result.valid_accuracy for result in results]),
         " ".join(str(result.seed) for result in results if result.seed is not None),
         " ".join(str(result.epochs) for result in results if epochs),
         f"{sum(result.seconds for result in results) / epochs:.1f}" if epochs else "",
@@ -377,15 +448,20 @@ def table_row(results: list[Result]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def spread(values: list[float]) -> str:
-    """Mean, lowest and highest."""
-    return f"{mean(values):.2f}" + (f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else "")
+def spread(values: list[float | None]) -> str:
+    """Mean, lowest and highest of what is known."""
+    known = [value for value in values if value is not None]
+    return f"{mean(known):.2f}" + (f" ({min(known):.2f} to {max(known):.2f})" if len(known) > 1 else "")
 
 
 def main() -> None:
     """Trains, evaluates, prints a table."""
     args = parse_args()
-    data = args.splits
+    try:
+        data = load(args.data, args.valid, seed=1, limit=args.limit)
+        check_sizes(data, args)
+    except DataError as error:
+        raise SystemExit(f"knn.py: {error}") from error
     header = (
         "method", "temperature", "test accuracy, %", "validation", "seeds", "epochs", "seconds per epoch"
     )  # fmt: skip

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import pickle
 import struct
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +71,11 @@ def load(folder: Path | None, num_valid: int, seed: int, limit: int = 0) -> Spli
         if len(images.pixels) != len(images.labels):
             raise DataError(
                 f"{folder}: {len(images.pixels)} {name} images but {len(images.labels)} {name} labels"
+            )
+        if images.pixels.shape[1:] != train.pixels.shape[1:]:
+            raise DataError(
+                f"{folder}: test images of {images.pixels.shape[1:]}, training images of "
+                f"{train.pixels.shape[1:]}"
             )
         wrong = images.labels[(images.labels < 0) | (images.labels >= len(classes))]
         if len(wrong):
@@ -132,7 +139,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """An IDX file of bytes: a magic number, the sizes, the bytes."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be decompressed: {error}") from error
     header = 4 * (1 + dimensions)
     if len(data) < header:
@@ -202,9 +209,12 @@ def read_cifar_python(path: Path) -> Images:
     try:
         batch = _ArraysOnly(io.BytesIO(_read_bytes(path)), encoding="bytes").load()
         pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"], np.int64)
-        return Images(pixels.astype(np.uint8).reshape(-1, 3, 32, 32), labels)
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IndexError) as error:
+        pixels = pixels.astype(np.uint8).reshape(-1, 3, 32, 32)
+    except Exception as error:  # a broken pickle may raise anything
         raise DataError(f"{path} is not a batch of CIFAR-10: {error}") from error
+    if len(pixels) != len(labels):
+        raise DataError(f"{path}: {len(pixels)} images but {len(labels)} labels")
+    return Images(pixels, labels)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -218,7 +228,7 @@ def _read_bytes(path: Path) -> bytes:
 
 def read_pictures(folder: Path) -> tuple[Images, Images, list[str]]:
     """``SPLIT/CLASS/*``, in the folder or in the one archive that it holds."""
-    archives = sorted(path for path in folder.iterdir() if ".tar" in path.suffixes)
+    archives = sorted(path for path in folder.iterdir() if {".tar", ".tgz"} & set(path.suffixes))
     found: dict[str, list[tuple[str, np.ndarray]]] = {"train": [], "test": []}
     for name, data in _in_archive(archives[0]) if len(archives) == 1 else _in_folder(folder):
         *_, split, label, _ = ("", "", *name.split("/"))
@@ -259,7 +269,7 @@ def _in_archive(path: Path) -> Iterator[tuple[str, bytes]]:
                 file = archive.extractfile(member) if member.name.lower().endswith(PICTURES) else None
                 if file is not None:
                     yield member.name, file.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} cannot be unpacked: {error}") from error
 
 

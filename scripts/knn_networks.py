@@ -12,20 +12,23 @@ class ConvNet(nn.Sequential):
 
     Args:
         channels: of the images.
-        size: their height and width, a multiple of 4.
+        size: their height and width, a multiple of 4; images of less than 16 pixels are padded.
         features: how many features come out.
     """
 
     def __init__(self, channels: int, size: int, features: int = 500) -> None:
+        padding = 0 if size >= 16 else 2
+        pooled = ((size - 4 + 2 * padding) // 2 - 4 + 2 * padding) // 2
         super().__init__(
-            nn.Conv2d(channels, 20, 5, padding=2),
+            nn.Conv2d(channels, 20, 5, padding=padding),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(20, 50, 5, padding=2),
+            nn.Conv2d(20, 50, 5, padding=padding),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(50 * (size // 4) ** 2, features),
+            nn.Linear(50 * pooled**2, features),
+            nn.ReLU(),
         )
         self.features = features
 

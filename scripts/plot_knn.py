@@ -1,11 +1,11 @@
 """Draws what ``knn.py --out FOLDER`` has trained.
 
-- ``python scripts/plot_knn.py features RUN... --out PNG``: the features of test images in two dimensions
-  (t-SNE, the paper's Figure 5), a panel for each training, coloured by label;
-- ``python scripts/plot_knn.py neighbours RUN --out PNG``: test images and the training images nearest to them,
-  first those that kNN gets wrong;
-- ``python scripts/plot_knn.py accuracy FOLDER --out PNG``: test accuracy against the temperature, a line for
-  each method in ``results.tsv``.
+- ``python scripts/plot_knn.py features RUN... --out PNG``: the features of test images, drawn at random, in two
+  dimensions (t-SNE, the paper's Figure 5), a panel for each training, coloured by label;
+- ``python scripts/plot_knn.py neighbours RUN --out PNG``: test images, drawn at random, and the training images
+  nearest to them; those that kNN gets wrong come first;
+- ``python scripts/plot_knn.py accuracy FOLDER --out PNG``: test accuracy against epsilon, and against the
+  temperature, a line for each method in ``results.tsv``.
 
 A RUN is a folder such as ``FOLDER/soft_topk_0.001/seed1``; ``--data`` is that of its training.
 """
@@ -30,6 +30,8 @@ from torch import nn
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+BY_EPSILON = ("soft_topk", "soft_topk_200", "sinkhorn_sort")  # the others have a temperature
 
 
 class Run:
@@ -66,17 +68,18 @@ class Run:
 
 
 def draw_features(runs: list[Run], number: int) -> Any:
-    """A panel for each training: t-SNE of the features of the first test images."""
+    """A panel for each training: t-SNE of the features of some test images."""
     figure, axes = plt.subplots(
         1, len(runs), figsize=(1 + 4.5 * len(runs), 4.5), squeeze=False, layout="constrained"
     )
     colours = plt.get_cmap("tab10")
     for axis, run in zip(axes[0], runs, strict=True):
-        labels = run.splits.test.labels[:number]
-        points = TSNE(random_state=0).fit_transform(run.features("test")[:number])
+        chosen = np.random.default_rng(0).permutation(len(run.splits.test.labels))[:number]
+        labels = run.splits.test.labels[chosen]
+        perplexity = min(30, (len(chosen) - 1) / 3)  # scikit-learn's default, or what so few points allow
+        points = TSNE(random_state=0, perplexity=perplexity).fit_transform(run.features("test")[chosen])
         for label, name in enumerate(run.splits.classes):
-            chosen = labels == label
-            axis.scatter(*points[chosen].T, s=6, color=colours(label % 10), label=name)
+            axis.scatter(*points[labels == label].T, s=6, color=colours(label % 10), label=name)
         axis.set(title=run.title, xticks=[], yticks=[])
     handles, names = axes[0][-1].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", markerscale=3)
@@ -89,7 +92,8 @@ def draw_neighbours(run: Run, number: int) -> Any:
     classifier = KNeighborsClassifier(run.k).fit(run.features("train"), train.labels)
     features = run.features("test")
     wrong = classifier.predict(features) != test.labels
-    queries = np.argsort(~wrong, kind="stable")[:number]
+    shuffled = np.random.default_rng(0).permutation(len(wrong))
+    queries = shuffled[np.argsort(~wrong[shuffled], kind="stable")][:number]
     nearest = classifier.kneighbors(features[queries], return_distance=False)
     figure, axes = plt.subplots(
         number, 1 + run.k, figsize=(1 + run.k, 1.25 * number), squeeze=False, layout="constrained"
@@ -113,11 +117,18 @@ def draw_accuracy(path: Path) -> Any:
     points: dict[str, dict[float, list[float]]] = {}
     with path.open() as file:
         for row in csv.DictReader(file, delimiter="\t"):
-            if row["temperature"]:
+            if row["temperature"] and row["test_accuracy"]:
                 accuracies = points.setdefault(row["method"], {})
                 accuracies.setdefault(float(row["temperature"]), []).append(float(row["test_accuracy"]))
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    if not points:
+        raise SystemExit(f"plot_knn.py: {path} has no test accuracy of a method with a temperature")
+    units = {method: "epsilon" if method in BY_EPSILON else "temperature" for method in points}
+    names = sorted(set(units.values()))
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(1 + 5.5 * len(names), 4.5), squeeze=False, sharey=True, layout="constrained"
+    )
     for method, accuracies in points.items():
+        axis = axes[0][names.index(units[method])]
         temperatures = sorted(accuracies)
         means = [float(np.mean(accuracies[temperature])) for temperature in temperatures]
         ends = [
@@ -125,10 +136,10 @@ def draw_accuracy(path: Path) -> Any:
             for x, mean in zip(temperatures, means, strict=True)
         ]
         axis.errorbar(temperatures, means, np.transpose(ends), marker="o", capsize=3, label=method)
-    axis.set(
-        xscale="log", xlabel="epsilon, or temperature", ylabel="test accuracy, % (mean, lowest, highest seed)"
-    )
-    axis.legend()
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.set(xscale="log", xlabel=f"{name}, mean distance = 1")
+        axis.legend()
+    axes[0][0].set(ylabel="test accuracy, % (mean, lowest, highest seed)")
     return figure
 
 
@@ -153,8 +164,9 @@ def main() -> None:
             parser.error(f"{args.folder / 'results.tsv'} does not exist")
         figure = draw_accuracy(args.folder / "results.tsv")
     else:
-        if args.number < 1:
-            parser.error(f"--number must be at least 1, got {args.number}")
+        lowest = 4 if args.kind == "features" else 1
+        if args.number < lowest:
+            parser.error(f"--number must be at least {lowest}, got {args.number}")
         try:
             runs = [Run(folder, args.data) for folder in args.runs]
         except DataError as error:

@@ -1,10 +1,15 @@
+import csv
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+from knn_losses import DEFAULT, GRIDS, knn_loss, nearness
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "knn.py"
 PLOT = SCRIPT.with_name("plot_knn.py")
@@ -23,6 +28,24 @@ def table(done: subprocess.CompletedProcess) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows[2:]}
 
 
+def read(path: Path) -> list[dict[str, str]]:
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    with path.open() as file:
+        return list(csv.DictReader(file, delimiter=delimiter))
+
+
+@pytest.mark.parametrize("method", GRIDS)
+def test_right_neighbours_have_a_small_loss_whose_gradient_does_not_lengthen_features(method):
+    torch.manual_seed(0)
+    right = (torch.arange(100) < 10).expand(20, 100)
+    distances = (7 * (torch.where(right, 0.0, 1.0) + torch.rand(20, 100) / 10)).requires_grad_()
+    loss = knn_loss(nearness(distances, method, 9, DEFAULT[method]), right.float(), 9, "share")
+    assert loss < 0.05
+    (gradient,) = torch.autograd.grad(loss, distances)
+    along_the_scale = (gradient * distances).sum(1).abs()
+    assert (along_the_scale <= 1e-4 * (gradient * distances).abs().sum(1) + 1e-6).all()
+
+
 def test_trained_features_are_better_neighbours_than_pixels():
     rows = table(knn("--shift", "1"))
     assert float(rows["soft_topk"][1]) > float(rows["knn"][1]) > 90
@@ -38,7 +61,7 @@ def test_every_other_row_trains():
         "pca", "autoencoder", "pretrained_cnn", "ce_cnn", "softmax_k", "relax_subset", "neuralsort",
         "neuralsort_sampled",
     ]  # fmt: skip
-    rows = table(knn("--epochs", "2", "--method", *methods))
+    rows = table(knn("--epochs", "3", "--method", *methods))
     assert list(rows) == methods
     for method, (_, accuracy, *_) in rows.items():
         assert float(accuracy) > (40 if method == "autoencoder" else 80), method
@@ -57,11 +80,11 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
     table(knn(*options, "--epochs", "1", "--out", str(tmp_path / "parts")))
     parts = table(knn(*options, "--epochs", "3", "--out", str(tmp_path / "parts")))
     assert parts["neuralsort_sampled"][:5] == whole["neuralsort_sampled"][:5]
-    curves = [
-        [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]
-        for path in sorted(tmp_path.glob("*/neuralsort_sampled_1/seed1/curve.csv"))
-    ]
-    assert len(curves) == 2 and curves[0] == curves[1] and len(curves[0]) == 3
+    one, other = (
+        [(line["epoch"], line["loss"], line["valid_accuracy"]) for line in read(path)]
+        for path in tmp_path.glob("*/neuralsort_sampled_3/seed1/curve.csv")
+    )
+    assert one == other and len(one) == 3
 
 
 def test_a_run_does_not_go_on_under_other_options(tmp_path):
@@ -73,21 +96,18 @@ def test_a_run_does_not_go_on_under_other_options(tmp_path):
 
 
 def test_tune_keeps_the_temperature_with_the_best_validation_accuracy(tmp_path):
-    options = ["--epochs", "1", "--limit", "400", "--method", "neuralsort"]
+    options = ["--epochs", "2", "--tune-epochs", "1", "--limit", "400", "--method", "neuralsort"]
     rows = table(knn(*options, "--tune", "--seeds", "1", "2", "--out", str(tmp_path)))
-    tried = {
-        path.parts[-3].removeprefix("neuralsort_"): float(path.read_text().split(",")[2])
-        for path in tmp_path.glob("*/seed1/curve.csv")
-    }
-    assert len(tried) == 4
-    assert tried[rows["neuralsort"][0]] == max(tried.values())
-    assert [path.parts[-3] for path in tmp_path.glob("*/seed2/curve.csv")] == [
-        "neuralsort_" + rows["neuralsort"][0]
+    tuning = read(tmp_path / "tune" / "results.tsv")
+    assert [(line["seed"], line["epochs"], line["test_accuracy"]) for line in tuning] == [("1", "1", "")] * 4
+    tried = {line["temperature"]: float(line["valid_accuracy"]) for line in tuning}
+    best = rows["neuralsort"][0]
+    assert len(tried) == 4 and tried[best] == max(tried.values())
+    results = read(tmp_path / "results.tsv")
+    assert [(line["temperature"], line["seed"], line["epochs"]) for line in results] == [
+        (best, "1", "2"),
+        (best, "2", "2"),
     ]
-    header, *lines = (line.split("\t") for line in (tmp_path / "results.tsv").read_text().splitlines())
-    results = [dict(zip(header, line, strict=True)) for line in lines]
-    assert [result["seed"] for result in results] == ["1", "2"]
-    assert float(results[0]["valid_accuracy"]) == max(tried.values())
 
 
 def test_several_temperatures_are_rows_and_a_picture(tmp_path):
@@ -110,6 +130,7 @@ def test_several_temperatures_are_rows_and_a_picture(tmp_path):
         (["features", "nowhere"], "nowhere holds no training of knn.py"),
         (["neighbours", "nowhere"], "nowhere holds no training of knn.py"),
         (["accuracy", "nowhere"], "nowhere/results.tsv does not exist"),
+        (["features", "nowhere", "--number", "3"], "--number must be at least 4, got 3"),
     ],
 )
 def test_plots_of_nothing_say_so(options, message, tmp_path):
@@ -126,9 +147,14 @@ def test_plots_of_nothing_say_so(options, message, tmp_path):
         (["--temperature", "0"], "--temperature must be positive and finite, got 0.0"),
         (["--temperature", "0.1", "inf"], "--temperature must be positive and finite, got inf"),
         (["--temperature", "0.1", "--tune"], "--tune tries temperatures of its own: leave out --temperature"),
-        (["--limit", "-1"], "--limit must be at least 1, or 0 for no limit, got -1"),
-        (["--queries", "1200"], "--queries must be at most 1097, the training images, got 1200"),
+        (["--limit", "-1"], "--limit must be at least 0, got -1"),
+        (["--shift", "-1"], "--shift must be at least 0, got -1"),
+        (["--weight-decay", "-1"], "--weight-decay must be at least 0, got -1.0"),
+        (["--queries", "1050"], "must be at most 1097 together, the training images, got 1050 and 100"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--tune-epochs", "0"], "--tune-epochs must be at least 1, got 0"),
+        (["--device", "abacus"], "argument --device: abacus: Expected one of cpu, cuda"),
+        (["--out", str(SCRIPT)], "knn.py is a file"),
         (["--method", "knnn"], "--method must be of knn, pca, autoencoder"),
         (["--valid", "2000"], "2000 validation images of 1297 training images"),
         (["--data", "nowhere"], "nowhere is not a folder"),
@@ -136,5 +162,10 @@ def test_plots_of_nothing_say_so(options, message, tmp_path):
 )
 def test_bad_options_name_the_value(options, message):
     done = knn(*options)
-    assert done.returncode == 2
+    assert done.returncode != 0 and "Traceback" not in done.stderr
     assert message in done.stderr.splitlines()[-1]
+
+
+def test_features_that_are_not_finite_end_training_with_a_message():
+    done = knn("--method", "neuralsort", "--optimizer", "sgd", "--lr", "1e9", "--epochs", "1")
+    assert done.returncode == 1 and "lower --lr" in done.stderr.splitlines()[-1]

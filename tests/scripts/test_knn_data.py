@@ -89,6 +89,22 @@ def test_broken_mnist_is_named(tmp_path, changes, message):
         load(tmp_path / "mnist", 5, seed=1)
 
 
+def test_a_gz_with_a_wrong_byte_is_named(tmp_path):
+    write_mnist(tmp_path / "mnist")
+    path = tmp_path / "mnist" / "t10k-images-idx3-ubyte.gz"
+    whole = path.read_bytes()
+    for position in range(len(whole) // 2, len(whole) // 2 + 40):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
+        with pytest.raises(DataError, match="t10k-images-idx3-ubyte"):
+            load(tmp_path / "mnist", 5, seed=1)
+
+
+def test_images_of_another_size_than_those_of_training_are_named(tmp_path):
+    write_mnist(tmp_path / "mnist", t10k_images_idx3_ubyte=idx(np.zeros((10, 12, 12), np.uint8)))
+    with pytest.raises(DataError, match=r"test images of \(1, 12, 12\), training images of \(1, 8, 8\)"):
+        load(tmp_path / "mnist", 5, seed=1)
+
+
 def test_half_a_gz_and_a_missing_file_are_named(tmp_path):
     write_mnist(tmp_path / "mnist")
     path = tmp_path / "mnist" / "t10k-images-idx3-ubyte.gz"
@@ -154,6 +170,29 @@ def test_broken_cifar_is_named(tmp_path):
         load(tmp_path / "cifar", 5, seed=1)
 
 
+def test_a_batch_with_a_label_too_few_is_named(tmp_path):
+    batches = write_cifar(tmp_path / "cifar", binary=False)
+    for name, labels in (("data_batch_1", [1] * 3), ("data_batch_2", [1] * 5)):
+        content = {b"data": batches[name][0], b"labels": labels}
+        (tmp_path / "cifar" / name).write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(DataError, match="data_batch_1: 4 images but 3 labels"):
+        load(tmp_path / "cifar", 5, seed=1)
+
+
+def test_a_pickle_with_a_wrong_byte_is_named_or_read(tmp_path):
+    write_cifar(tmp_path / "cifar", binary=False)
+    path = tmp_path / "cifar" / "data_batch_1"
+    whole = path.read_bytes()
+    refused = 0
+    for position in [*range(0, 200), *range(len(whole) - 60, len(whole))]:
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
+        try:
+            load(tmp_path / "cifar", 5, seed=1)
+        except DataError:
+            refused += 1
+    assert refused > 50
+
+
 def picture(size=8, mode="RGB"):
     out = io.BytesIO()
     Image.fromarray(RNG.integers(256, size=(size, size, 3), dtype=np.uint8)).convert(mode).save(out, "PNG")
@@ -166,7 +205,7 @@ def write_pictures(folder, archive=None, **changes):
     files |= {f"test/{kind}/0.png": picture() for kind in "ab"} | changes.get("more", {})
     folder.mkdir()
     if archive:
-        with tarfile.open(folder / archive, "w:xz") as out:
+        with tarfile.open(folder / archive, "w:gz" if archive.endswith("gz") else "w:xz") as out:
             for name, data in files.items():
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
@@ -177,7 +216,7 @@ def write_pictures(folder, archive=None, **changes):
         (folder / name).write_bytes(data)
 
 
-@pytest.mark.parametrize("archive", [None, "pictures.tar.xz"])
+@pytest.mark.parametrize("archive", [None, "pictures.tar.xz", "pictures.tgz"])
 def test_pictures(tmp_path, archive):
     write_pictures(tmp_path / "pictures", archive)
     splits = load(tmp_path / "pictures", 2, seed=1)
@@ -196,6 +235,15 @@ def test_pictures(tmp_path, archive):
 def test_wrong_pictures_are_named(tmp_path, more, message):
     write_pictures(tmp_path / "pictures", more=more)
     with pytest.raises(DataError, match=message):
+        load(tmp_path / "pictures", 2, seed=1)
+
+
+def test_a_broken_archive_is_named(tmp_path):
+    write_pictures(tmp_path / "pictures", "pictures.tar.xz")
+    path = tmp_path / "pictures" / "pictures.tar.xz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + b"broken" + whole[len(whole) // 2 + 6 :])
+    with pytest.raises(DataError, match=r"pictures.tar.xz cannot be unpacked"):
         load(tmp_path / "pictures", 2, seed=1)
 
 
