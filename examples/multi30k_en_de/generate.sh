@@ -34,4 +34,5 @@ grep '^D-' "$out.parts/generate-$split.txt" | sed 's/^D-//' | sort -n | cut -f3 
 translated=$(grep -c '' "$out.part") sentences=$(grep -c '' "$RUN/text/$split.tok.de")
 [ "$translated" -eq "$sentences" ] || fail "$translated translations of $sentences sentences (see $out.log)"
 mv "$out.part" "$out"
+cat "$out.parts/generate-$split.txt" >> "$out.log"
 rm -r "$out.parts"

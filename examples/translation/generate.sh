@@ -32,4 +32,5 @@ grep '^D-' "$out.parts/generate-$split.txt" | sed 's/^D-//' | sort -n | cut -f3 
 translated=$(lines "$out.part") sentences=$(lines "$RUN/raw/$split.$TGT")
 [ "$translated" -eq "$sentences" ] || fail "$translated translations of $sentences sentences (see $out.log)"
 mv "$out.part" "$out"
+cat "$out.parts/generate-$split.txt" >> "$out.log"
 rm -r "$out.parts"

@@ -73,7 +73,7 @@ def work(rank: int, folder, runs: list[Run]) -> None:
             results[run] = train(folder, run, run.update_freq, *world)
         except ValueError as error:
             results[run] = str(error)
-    torch.save(results, folder / f"rank{rank}.pt")
+    torch.save([results[run] for run in runs], folder / f"rank{rank}.pt")
     distributed.barrier()
 
 
@@ -90,8 +90,10 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ranks(corpus):
     """What each of the two processes ends with."""
-    multiprocessing.spawn(work_on_cpu, (corpus, [*RUNS, *REFUSED]), nprocs=2)
-    return [torch.load(corpus / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+    runs = [*RUNS, *REFUSED]
+    multiprocessing.spawn(work_on_cpu, (corpus, runs), nprocs=2)
+    results = [torch.load(corpus / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return [dict(zip(runs, of_rank, strict=True)) for of_rank in results]
 
 
 @pytest.fixture(scope="module")

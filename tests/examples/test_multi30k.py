@@ -242,7 +242,7 @@ def read_settings(checkpoint):
     import fairseq_softtopk.plugin  # noqa: F401  (says which classes a checkpoint may contain)
 
     cfg = load_checkpoint_to_cpu(str(checkpoint))["cfg"]
-    return {part: vars(value) if isinstance(value, Namespace) else value for part, value in cfg.items()}
+    return {part: vars(cfg[part]) if isinstance(cfg[part], Namespace) else cfg[part] for part in cfg}
 
 
 # ------------------------------------------------------------------------------------------- bad input
@@ -452,7 +452,11 @@ GENERATE = """#!/usr/bin/env bash
 echo "$*" >> "$CALLS"
 case $* in *"--lenpen 1.5"*) cut=99 ;; *) cut=4 ;; esac
 while [ "$1" != --gen-subset ]; do shift; done
-cut -d ' ' -f 1-$cut "$RUN/text/$2.tok.de" | awk '{ print "D-" NR - 1 "\\t-1\\t" $0 }' | sort -r
+split=$2
+while [ "$1" != --results-path ]; do shift; done
+mkdir "$2"
+cut -d ' ' -f 1-$cut "$RUN/text/$split.tok.de" | awk '{ print "D-" NR - 1 "\\t-1\\t" $0 }' |
+  sort -r > "$2/generate-$split.txt"
 """
 
 
