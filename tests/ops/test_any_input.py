@@ -1,6 +1,7 @@
 """Nothing but numbers comes out for finite scores of any magnitude, dtype and epsilon: 2,400 examples."""
 
 import math
+from functools import partial
 
 import hypothesis.strategies as st
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from fairseq_softtopk.ops import log_soft_topk, soft_topk, sorted_soft_topk
 
 FUZZ = settings(max_examples=600, deadline=None, derandomize=True)
+# What PyTorch 2.5 compiles turns subnormal numbers off for the whole process.
+floats = partial(st.floats, allow_subnormal=False)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -17,12 +20,12 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 def problems(draw):
     """Two problems: numbers of one magnitude or of all, constants, ties, one huge outlier; k and epsilon."""
     n, dtype = draw(st.integers(1, 12)), draw(st.sampled_from(DTYPES))
-    magnitude = 10.0 ** draw(st.floats(-30, 30))
-    unit = st.floats(-1, 1)
+    magnitude = 10.0 ** draw(floats(-30, 30))
+    unit = floats(-1, 1)
     kind = draw(st.sampled_from(["one", "all", "constant", "ties", "outlier"]))
     number = {
         "one": unit.map(lambda u: u * magnitude),
-        "all": st.tuples(unit, st.floats(-30, 30)).map(lambda pair: pair[0] * 10.0 ** pair[1]),
+        "all": st.tuples(unit, floats(-30, 30)).map(lambda pair: pair[0] * 10.0 ** pair[1]),
         "constant": st.just(magnitude),
         "ties": st.integers(-1, 1).map(lambda u: u * magnitude),
         "outlier": unit,
@@ -32,7 +35,7 @@ def problems(draw):
         scores[0] = magnitude * draw(st.sampled_from([-1, 1]))
     most = torch.finfo(dtype).max
     scores = scores.clamp(-most, most).to(dtype).view(2, n).requires_grad_()
-    return scores, draw(st.integers(0, n)), 10.0 ** draw(st.floats(-8, 4))
+    return scores, draw(st.integers(0, n)), 10.0 ** draw(floats(-8, 4))
 
 
 OPTIONS = st.fixed_dictionaries(

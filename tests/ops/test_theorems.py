@@ -1,6 +1,7 @@
 """What the paper proves, on random problems."""
 
 import math
+from functools import partial
 
 import hypothesis.strategies as st
 import pytest
@@ -10,15 +11,17 @@ from hypothesis import given, settings
 from fairseq_softtopk.ops import soft_topk, sorted_soft_topk
 
 QUICK = settings(max_examples=200, deadline=None, derandomize=True)
+# What PyTorch 2.5 compiles turns subnormal numbers off for the whole process.
+floats = partial(st.floats, allow_subnormal=False)
 
 
 @st.composite
 def problems(draw, smallest_gap: float, largest: int = 12):
     """Scores in any order, neighbours at least ``smallest_gap`` apart, and a k with 0 < k < n."""
     n = draw(st.integers(2, largest))
-    gaps = draw(st.lists(st.floats(smallest_gap, 2.0), min_size=n, max_size=n))
+    gaps = draw(st.lists(floats(smallest_gap, 2.0), min_size=n, max_size=n))
     order = draw(st.permutations(range(n)))
-    scores = torch.tensor(gaps, dtype=torch.float64).cumsum(0) + draw(st.floats(-10, 10))
+    scores = torch.tensor(gaps, dtype=torch.float64).cumsum(0) + draw(floats(-10, 10))
     return scores[list(order)], draw(st.integers(1, n - 1))
 
 
@@ -34,7 +37,7 @@ def test_proposition_1(problem):
 
 
 @QUICK
-@given(problems(smallest_gap=0.01), st.floats(0.02, 10.0))
+@given(problems(smallest_gap=0.01), floats(0.02, 10.0))
 def test_theorem_1(problem, epsilon):
     """The Jacobian always has an entry that is not 0 (gap / epsilon <= 100: exp(-100) does not underflow)."""
     scores, k = problem
@@ -52,7 +55,7 @@ def bias(scores: torch.Tensor, k: int, epsilon: float) -> float:
 
 
 @QUICK
-@given(problems(smallest_gap=1e-3, largest=60), st.floats(1e-4, 100.0))
+@given(problems(smallest_gap=1e-3, largest=60), floats(1e-4, 100.0))
 def test_theorem_2(problem, epsilon):
     """The bias is at most ``epsilon (ln n + ln 2) / (n gap)``, the gap of the k-th and the next score."""
     scores, k = problem
@@ -62,7 +65,7 @@ def test_theorem_2(problem, epsilon):
 
 
 @QUICK
-@given(problems(smallest_gap=1e-3, largest=60), st.floats(1e-4, 100.0))
+@given(problems(smallest_gap=1e-3, largest=60), floats(1e-4, 100.0))
 def test_a_bound_on_the_bias_for_every_n(problem, epsilon):
     """A mass of L moved across the gap costs 2 L gap, and gains at most n ln 2 of entropy; |A - hard| <= 1."""
     scores, k = problem
