@@ -137,7 +137,7 @@ def draw_accuracy(path: Path) -> Any:
         ]
         axis.errorbar(temperatures, means, np.transpose(ends), marker="o", capsize=3, label=method)
     for axis, name in zip(axes[0], names, strict=True):
-        axis.set(xscale="log", xlabel=f"{name}, mean distance = 1")
+        axis.set(xscale="log", xlabel=name)
         axis.legend()
     axes[0][0].set(ylabel="test accuracy, % (mean, lowest, highest seed)")
     return figure
