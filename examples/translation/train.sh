@@ -117,13 +117,13 @@ if [ "$NODE_RANK" -eq 0 ]; then
   [ -e "$folder/options" ] || echo "$options" > "$folder/options"
   [ "$(cat "$folder/options")" = "$options" ] ||
     fail "$folder was trained with other options (see the file options in it): remove it or choose another RUN"
-  trap 'echo "$SECONDS" >> "$folder/seconds"' EXIT # a line for each time it was started
 else
   log=$folder/train-$NODE_RANK.log
 fi
 [ ! -e "$folder/model.pt" ] || { echo "-- train $name: done before" && exit; }
 
 echo "-- train $name, log in $log"
+if [ "$NODE_RANK" -eq 0 ]; then trap 'echo "$SECONDS" >> "$folder/seconds"' EXIT; fi # a line for each start
 logged "$log" launch "$data" --user-dir "$PLUGIN" -s "$SRC" -t "$TGT" --save-dir "$folder" \
   "${start[@]}" "${ARCH[@]}" "${schedule[@]}" "${engine[@]}" --required-batch-size-multiple 1 \
   --keep-last-epochs "$AVERAGE" --seed 1 \
