@@ -17,7 +17,7 @@ set -euo pipefail
 RECIPE=$1
 shift
 export NODES=$SLURM_NNODES PROCESSES=${SLURM_GPUS_ON_NODE:-8}
-MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))
+MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p):$((20000 + SLURM_JOB_ID % 20000))
 export MASTER
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 # shellcheck disable=SC2016

@@ -75,6 +75,7 @@ def work(rank: int, folder, runs: list[Run]) -> None:
             results[run] = str(error)
     torch.save([results[run] for run in runs], folder / f"rank{rank}.pt")
     distributed.barrier()
+    distributed.destroy_process_group()  # else gloo's threads may outlive Python, and abort
 
 
 def work_on_cpu(rank: int, folder, runs: list[Run]) -> None:

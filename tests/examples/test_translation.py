@@ -4,9 +4,12 @@ import gzip
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -204,6 +207,78 @@ def test_the_error_of_a_process_is_shown(data, tmp_path):
     settings = {**SMALL, "RUN": tmp_path / "run", "BATCH": 80, "UPDATE_FREQ": 1}
     done = bash("wmt16_en_de", "train.sh", "pretrained", "--patience", "much", **settings)
     fails_with(done, "argument --patience: invalid int value: 'much' (see")
+
+
+SCONTROL = """#!/usr/bin/env bash
+if [ "$1 $2" = "show hostnames" ]; then printf 'localhost\\nlocalhost\\n'; else echo "$*" >> "$CALLS"; fi
+"""
+# One task a node; ends all with the first that fails, which is what --kill-on-bad-exit does.
+SRUN = """#!/usr/bin/env bash
+echo "srun $*" >> "$CALLS"
+[ -z "${HANG:-}" ] || { touch "$HANG" && exec sleep 600; }
+while [[ $1 == --* ]]; do shift; done
+trap 'kill $(jobs -p) 2> /dev/null' EXIT
+for ((node = 0; node < SLURM_NNODES; node++)); do SLURM_NODEID=$node "$@" & done
+for ((node = 0; node < SLURM_NNODES; node++)); do wait -n; done
+"""
+
+
+def is_free(port):
+    with socket.socket() as one:
+        return one.connect_ex(("localhost", port)) != 0
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """The environment of a job on two machines of one GPU, which are this one; ``calls`` has what it calls."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name, script in (("scontrol", SCONTROL), ("srun", SRUN)):
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+    job = next(number for number in range(os.getpid() % 10000, 20000) if is_free(20000 + number))
+    return {
+        **os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(folder / "calls"),
+        "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1", "SLURM_CPUS_ON_NODE": "1",
+        "SLURM_JOB_NODELIST": "localhost,localhost", "SLURM_JOB_ID": str(job),
+    }  # fmt: skip
+
+
+def test_a_job_on_two_machines_trains_one_model(data, tmp_path, slurm):
+    run = tmp_path / "run"
+    prepared(data, run)
+    settings = {**SMALL, "RUN": run, "SMALL": 1, "BATCH": 800, "UPDATE_FREQ": 1}
+    del settings["PROCESSES"]
+    script, recipe = EXAMPLES / "translation" / "slurm.sh", EXAMPLES / "wmt16_en_de"
+    done = subprocess.run(
+        ["bash", script, recipe, "pretrained", "--no-save-optimizer-state"],
+        env={**slurm, **{name: str(value) for name, value in settings.items()}},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = run / "models" / "pretrained"
+    assert (folder / "model.pt").is_file()
+    options = (folder / "options").read_text()
+    assert "--max-tokens 400 " in options and "--no-save-optimizer-state; 2 such batches" in options
+    for name, rank in (("train.log", 0), ("train-1.log", 1)):
+        assert f"initialized host {socket.gethostname()} as rank {rank}" in (folder / name).read_text()
+    assert (tmp_path / "slurm" / "calls").read_text().startswith("srun --kill-on-bad-exit=1 --cpus-per-task=1 ")
+
+
+def test_a_job_that_is_out_of_time_is_queued_again(tmp_path, slurm):
+    started = tmp_path / "started"
+    command = ["bash", EXAMPLES / "translation" / "slurm.sh", EXAMPLES / "wmt16_en_de", "pretrained"]
+    with subprocess.Popen(command, env={**slurm, "HANG": str(started)}, start_new_session=True) as job:
+        try:
+            deadline = time.monotonic() + 30
+            while not started.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert started.exists()
+            job.send_signal(signal.SIGUSR1)
+            job.wait(timeout=30)
+        finally:
+            os.killpg(job.pid, signal.SIGKILL)
+    assert f"requeue {slurm['SLURM_JOB_ID']}\n" in (tmp_path / "slurm" / "calls").read_text()
 
 
 def test_references_come_back_as_they_were(tmp_path):
