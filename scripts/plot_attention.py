@@ -3,8 +3,9 @@
 ``python scripts/plot_attention.py DATA_BIN CHECKPOINT... --sentence "..." --out PNG``
 
 The sentence is raw text, which is tokenised (Moses) and, with ``--bpe-codes``, split (subword-nmt) as for
-training; or, with ``--tokenized``, what the tokeniser of the training data has made of it.  A panel's title is
-the checkpoint's folder and its relaxation; a Transformer shows the mean of the heads in its last layer.
+training; or, with ``--tokenized``, what the tokeniser of the training data has made of it.  A token that the
+dictionary does not have is marked: the model sees ``<unk>`` in its place.  A panel's title is the checkpoint's
+folder and its relaxation; a Transformer shows the mean of the heads in its last layer.
 """
 
 from __future__ import annotations
@@ -58,15 +59,17 @@ def translate(checkpoint: Path, data: Path, sentence: str, codes: Path | None, t
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], {"data": str(data)})
     language = cfg.task.source_lang or task.cfg.source_lang
     line = split(sentence, language, codes, tokenized)
-    source = task.source_dictionary.encode_line(line, add_if_not_exist=False).long()
+    symbols = task.source_dictionary
+    source = symbols.encode_line(line, add_if_not_exist=False).long()
     models[0].eval()
     batch = {"net_input": {"src_tokens": source[None], "src_lengths": torch.tensor([len(source)])}}
     best = task.build_generator(models, Namespace(beam=5)).generate(models, batch)[0][0]
 
+    tokens = [token if token in symbols else f"{token} {symbols.unk_word}" for token in line.split()]
     relaxation = getattr(cfg.model, "attention_relaxation", "softmax")
     return Translation(
         f"{'/'.join(checkpoint.resolve().parts[-3:-1])}: {getattr(relaxation, 'value', relaxation)}",
-        [*line.split(), task.source_dictionary.eos_word],
+        [*tokens, symbols.eos_word],
         [task.target_dictionary[token] for token in best["tokens"]],
         best["attention"].detach().T,
     )
@@ -101,16 +104,18 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
     parser.add_argument("--sentence", required=True, help="source text")
     parser.add_argument("--tokenized", action="store_true", help="the sentence is in tokens already")
+    parser.add_argument("--lowercase", action="store_true", help="as the training data was")
     parser.add_argument("--bpe-codes", type=Path, metavar="CODES", help="of the data's BPE, if it has one")
     parser.add_argument("--out", type=Path, required=True, metavar="PNG")
     args = parser.parse_args()
     for path in (args.data, *args.checkpoints, args.bpe_codes):
         if path is not None and not path.exists():
             parser.error(f"{path} does not exist")
-    if not args.sentence.strip():
+    sentence = args.sentence.lower() if args.lowercase else args.sentence
+    if not sentence.strip():
         parser.error("--sentence is empty")
     logging.disable(logging.INFO)  # fairseq has hydra turn on everybody's debug messages
-    settings = args.sentence, args.bpe_codes, args.tokenized
+    settings = sentence, args.bpe_codes, args.tokenized
     draw([translate(path, args.data, *settings) for path in args.checkpoints], args.out)
 
 
