@@ -5,11 +5,16 @@
 # the same number of updates: with teacher forcing (the control) and with soft_beam.  Prints a table and draws an
 # attention heat map and the loss curves.  Run again after an interruption: it goes on where it was.
 #
-#   --small          a tenth of the work, to see that everything runs; its BLEU means nothing
-#   DATA=folder      your own sentences: train.SRC, train.TGT, valid.*, test.*; else a corpus is written
-#   SRC=en TGT=de    languages (the written corpus: en to de or fr)
-#   RUN=folder       where everything goes (default: runs/quickstart in this project)
-#   VENV=folder      virtual environment, made if there is none (default: .venv in this project)
+#   --small               a tenth of the work, to see that everything runs; its BLEU means nothing
+#   DATA=folder           your own sentences: train.SRC, train.TGT, valid.*, test.*; else a corpus is written
+#   SRC=en TGT=de         languages (the written corpus: en to de or fr)
+#   MERGES=1500           of BPE, joint
+#   UPDATES=500           of pre-training; of real sentences some thousands
+#   FINETUNE_UPDATES=100  of each of the two
+#   MAX_TOKENS=1000       in an update
+#   ARCH=topk_attention_tiny   or any LSTM or Transformer that shares all embeddings
+#   RUN=folder            where everything goes (default: runs/quickstart in this project)
+#   VENV=folder           virtual environment, made if there is none (default: .venv in this project)
 #   SEED=1
 set -euo pipefail
 
@@ -21,7 +26,7 @@ src=${SRC:-en} tgt=${TGT:-de} seed=${SEED:-1}
 
 pairs=8000 held_out=500 merges=1500
 pretrain_updates=500 finetune_updates=100
-max_tokens=1000 log_interval=25
+max_tokens=${MAX_TOKENS:-1000} arch=${ARCH:-topk_attention_tiny} log_interval=25
 # Threads that wait without spinning: a quarter slower on an idle machine, twice as fast on a busy one.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 [ $# -le 1 ] || { echo "quickstart.sh: the only option is --small, got $*" >&2 && exit 2; }
@@ -31,6 +36,8 @@ case ${1:-} in
   -h | --help) sed -n '2,/^set -euo/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit ;;
   *) echo "quickstart.sh: the only option is --small, got $1" >&2 && exit 2 ;;
 esac
+merges=${MERGES:-$merges} pretrain_updates=${UPDATES:-$pretrain_updates}
+finetune_updates=${FINETUNE_UPDATES:-$finetune_updates}
 
 fail() { echo "quickstart.sh: $*" >&2 && exit 1; }
 
@@ -47,6 +54,9 @@ check_data() { # the user's folder must hold six files, each as long as its othe
   done
 }
 
+for number in "$merges" "$pretrain_updates" "$finetune_updates" "$max_tokens"; do
+  [[ $number =~ ^[1-9][0-9]*$ ]] || fail "MERGES, UPDATES, FINETUNE_UPDATES and MAX_TOKENS are positive numbers, got $number"
+done
 if [ -n "$data" ]; then
   check_data
   data=$(cd "$data" && pwd)
@@ -60,7 +70,8 @@ mkdir -p "$run/done"
 run=$(cd "$run" && pwd)
 
 # A run folder belongs to one set of settings: steps of another must not be taken for its own.
-settings="data=$data src=$src tgt=$tgt seed=$seed pairs=$pairs updates=$pretrain_updates+$finetune_updates"
+settings="data=$data src=$src tgt=$tgt seed=$seed pairs=$pairs merges=$merges"
+settings+=" arch=$arch tokens=$max_tokens updates=$pretrain_updates+$finetune_updates"
 [ -e "$run/settings" ] || echo "$settings" > "$run/settings"
 [ "$(cat "$run/settings")" = "$settings" ] ||
   fail "$run was made with other settings ($(cat "$run/settings")): remove it or choose another RUN"
@@ -134,7 +145,7 @@ train() { # train NAME OPTIONS...: resumes from checkpoint_last.pt if there is o
   training=$name began=$SECONDS
   trap note_time EXIT
   logged "$run/$name/train.log" fairseq-train "$run/data-bin" \
-    --user-dir fairseq_softtopk --arch topk_attention_tiny --share-all-embeddings \
+    --user-dir fairseq_softtopk --arch "$arch" --share-all-embeddings \
     --dropout 0.1 --optimizer adam --max-tokens "$max_tokens" --required-batch-size-multiple 1 \
     --seed "$seed" --save-dir "$run/$name" --no-epoch-checkpoints --save-interval-updates 100 --keep-interval-updates 1 \
     --log-format simple --log-interval "$log_interval" "$@"

@@ -1,6 +1,7 @@
 """Bad input to the quickstart and the small scripts; that the job itself runs is CI's second step."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -131,8 +132,25 @@ def test_steps_that_are_done_are_skipped_and_one_that_failed_is_run_again(folder
 def test_help_names_every_setting(tmp_path):
     done = quickstart(tmp_path, "--help")
     assert done.returncode == 0
-    for name in ("--small", "DATA", "SRC", "TGT", "RUN", "VENV", "SEED"):
+    settings = set(re.findall(r"\$\{([A-Z_]+):-", (ROOT / "examples" / "quickstart.sh").read_text()))
+    for name in {"--small", *settings - {"OMP_WAIT_POLICY"}}:
         assert name in done.stdout
+
+
+def test_settings_reach_the_commands(folder, tmp_path, stubs):
+    settings, calls = stubs
+    settings |= {"MERGES": "77", "UPDATES": "9", "FINETUNE_UPDATES": "4", "MAX_TOKENS": "123", "ARCH": "lstm"}
+    done = quickstart(tmp_path, "--small", DATA=str(folder), **settings)
+    assert done.returncode == 0, done.stderr
+    run = calls.read_text()
+    assert "learn-bpe -s 77 " in run
+    assert run.count("--max-update 9 ") == 1 and run.count("--max-update 4 ") == 2
+    assert run.count("--max-tokens 123 ") == run.count("--arch lstm ") == 3
+
+
+@pytest.mark.parametrize("name", ["MERGES", "UPDATES", "FINETUNE_UPDATES", "MAX_TOKENS"])
+def test_a_setting_that_is_no_number_is_named(folder, tmp_path, name):
+    fails_with(quickstart(tmp_path, DATA=str(folder), **{name: "0"}), tmp_path, "are positive numbers, got 0")
 
 
 def script(name, *arguments):

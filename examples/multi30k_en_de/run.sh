@@ -55,6 +55,11 @@ control=$(head -n 1 <<< "$names")
 
 for system in $SYSTEMS; do
   grep -qxF "$system" <<< "$names" || fail "no system $system in $systems, only $(echo "$names" | xargs)"
+  case $system in sparsemax | entmax15)
+    python -c 'import entmax' 2> /dev/null ||
+      fail "$system wants the package entmax: pip install entmax, or name the others in SYSTEMS"
+    ;;
+  esac
 done
 
 list() { # a line for each model: its name, its options
@@ -79,19 +84,21 @@ if [ "$experiment" = finetuning ] && [ -z "$PRETRAINED" ]; then bash "$recipe/tr
 list | xargs -P "$JOBS" -L 1 bash -c 'bash "$0/train.sh" "$@" && bash "$0/evaluate.sh" "$1"' "$recipe" ||
   fail "not all systems are finished: mend what the messages above say and run again"
 
-compare() { # compare SYSTEM SEED: paired bootstrap test of its translations against the control's
+compare() { # compare SYSTEM SEED test|test-1: paired bootstrap test of its translations against the control's
   local models=$RUN/models/$experiment
-  local folder=$models/$1/seed$2 translations=$models/$control/seed$2/test.txt
-  if [ ! -e "$translations" ] || [ "$folder/paired.json" -nt "$folder/test.txt" ]; then return; fi
-  echo "-- compare $1/seed$2 with $control/seed$2"
-  sacrebleu "$RUN/text/test.tok.de" -i "$translations" "$folder/test.txt" --tokenize none -lc --force -w 2 \
+  local folder=$models/$1/seed$2 translations=$models/$control/seed$2/$3.txt
+  if [ ! -e "$translations" ] || [ "$folder/$3.paired.json" -nt "$folder/$3.txt" ]; then return; fi
+  echo "-- compare $1/seed$2/$3.txt with that of $control/seed$2"
+  sacrebleu "$RUN/text/test.tok.de" -i "$translations" "$folder/$3.txt" --tokenize none -lc --force -w 2 \
     --paired-bs --quiet > "$folder/paired.part"
-  mv "$folder/paired.part" "$folder/paired.json"
+  mv "$folder/paired.part" "$folder/$3.paired.json"
 }
 
 for system in $SYSTEMS; do
   [ "$system" != "$control" ] || continue
-  for seed in $SEEDS; do compare "$system" "$seed"; done
+  for seed in $SEEDS; do
+    for translations in test test-1; do compare "$system" "$seed" "$translations"; done
+  done
 done
 
 echo

@@ -47,6 +47,8 @@ class Row(NamedTuple):
     test_detok_bleu: float
     above_control: float | None
     p_value: float | None
+    above_control_at_lenpen_1: float | None
+    p_value_at_lenpen_1: float | None
     commit: str
 
 
@@ -85,15 +87,21 @@ def count_updates(folder: Path) -> int:
     return max(map(int, re.findall(r"num_updates[= ](\d+)", (folder / "train.log").read_text())))
 
 
+def read_paired(path: Path) -> tuple[float, float] | tuple[None, None]:
+    """How far a system is above the control, and p, of a paired bootstrap test; None where none was made."""
+    if not path.exists():
+        return None, None
+    control, system = (row["BLEU"] for row in json.loads(path.read_text()))
+    return system["score"] - control["score"], system["p_value"]
+
+
 def read_row(folder: Path, models: Path) -> Row:
     """Gathers what is known of a model that has been scored."""
     system, _, seed = str(folder.relative_to(models)).partition("/seed")
     lenpen = (folder / "lenpen").read_text().strip()
     valid, test = read_valid(folder), read_bleu(folder / "test.txt.bleu.json")
-    above_control = p_value = None
-    if (folder / "paired.json").exists():
-        control, paired = (row["BLEU"] for row in json.loads((folder / "paired.json").read_text()))
-        above_control, p_value = paired["score"] - control["score"], paired["p_value"]
+    above_control, p_value = read_paired(folder / "test.paired.json")
+    above_control_at_lenpen_1, p_value_at_lenpen_1 = read_paired(folder / "test-1.paired.json")
     return Row(
         system=system,
         seed=int(seed or 1),
@@ -110,6 +118,8 @@ def read_row(folder: Path, models: Path) -> Row:
         test_detok_bleu=read_bleu(folder / "test.txt.detok.json").score,
         above_control=above_control,
         p_value=p_value,
+        above_control_at_lenpen_1=above_control_at_lenpen_1,
+        p_value_at_lenpen_1=p_value_at_lenpen_1,
         commit=(folder / "commit").read_text().strip(),
     )
 
@@ -140,7 +150,8 @@ def read_rows(models: Path, control: str) -> tuple[list[Row], list[str]]:
 
 def write_tsv(rows: list[Row], path: Path) -> None:
     """Writes a line for each row."""
-    digits = {"hours": 3, "p_value": 4, "valid_bp_at_lenpen_1": 3, "valid_bp": 3, "test_bp": 3}
+    digits = {"hours": 3, "p_value": 4, "p_value_at_lenpen_1": 4}
+    digits |= dict.fromkeys(("valid_bp_at_lenpen_1", "valid_bp", "test_bp"), 3)
     with path.open("w", newline="") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(Row._fields)
@@ -152,16 +163,19 @@ def write_tsv(rows: list[Row], path: Path) -> None:
 
 
 HEADER = (
-    "system", "seeds", "updates", "length penalty", "validation BLEU", "test BLEU",
-    "test BLEU at length penalty 1", "brevity penalty", "validation's at length penalty 1",
-    "1- to 4-gram precision", "detokenised BLEU", "above {control}", "p", "hours",
+    "system", "seeds", "updates", "length penalty", "validation BLEU",
+    "test BLEU", "above {control}", "p",
+    "test BLEU at length penalty 1", "above {control}", "p",
+    "brevity penalty", "validation's at length penalty 1",
+    "1- to 4-gram precision", "detokenised BLEU", "hours",
 )  # fmt: skip
 
 
 NOTES = """\
 Mean (lowest to highest) over seeds. The length penalty, by seed, is the one with the best validation BLEU.
 Brevity penalty: of the test set, and of the validation set at length penalty 1. Above {control}: test BLEU less
-that of {control} with the same seed; p: of a paired bootstrap test between the two, by seed."""
+that of {control} with the same seed and the same way to a length penalty; p: of a paired bootstrap test between
+the two, by seed."""
 
 
 def cells(rows: list[Row]) -> list[str]:
@@ -174,13 +188,15 @@ def cells(rows: list[Row]) -> list[str]:
         " ".join(row.lenpen for row in rows),
         spread(row.valid_bleu for row in rows),
         spread(row.test_bleu for row in rows),
+        spread((row.above_control for row in rows), sign="+"),
+        " ".join(f"{row.p_value:.3f}" for row in rows if row.p_value is not None),
         spread(row.test_bleu_at_lenpen_1 for row in rows),
+        spread((row.above_control_at_lenpen_1 for row in rows), sign="+"),
+        " ".join(f"{row.p_value_at_lenpen_1:.3f}" for row in rows if row.p_value_at_lenpen_1 is not None),
         spread((row.test_bp for row in rows), 3),
         spread((row.valid_bp_at_lenpen_1 for row in rows), 3),
         "/".join(f"{mean(column):.1f}" for column in precisions),
         spread(row.test_detok_bleu for row in rows),
-        spread((row.above_control for row in rows), sign="+"),
-        " ".join(f"{row.p_value:.3f}" for row in rows if row.p_value is not None),
         spread((row.hours for row in rows), 2),
     ]
 

@@ -306,7 +306,9 @@ class SoftBeamCriterion(FairseqCriterion):
         if 0 in (self.rho.start, self.rho.at(None)):
             _refuse_ddp(model)
         with _encoder_output(model) as encoder_outs:
-            if rho > 0:
+            if (
+                rho > 0 or not self.training
+            ):  # validation logs it always, so that checkpoints can be chosen by it
                 teacher_forcing, likelihood = self.teacher_forcing(model, sample)
                 _require_finite("teacher-forcing loss", teacher_forcing)
                 logging_output["teacher_forcing_loss"] = likelihood.detach()

@@ -56,6 +56,17 @@ def test_rho_zero_runs_no_teacher_forcing_decoder_pass(make_model, make_sample, 
     assert loss.isfinite() and "teacher_forcing_loss" not in logged
 
 
+def test_validation_with_rho_zero_logs_teacher_forcing_all_the_same(make_model, make_sample, make_criterion):
+    model, sample = make_model().eval(), make_sample(LENGTHS)
+    losses, logs = [], []
+    for rho in (0.0, 1.0):
+        loss, _, logged = make_criterion(teacher_forcing_ratio=rho).eval()(model, sample)
+        losses.append(loss)
+        logs.append(logged)
+    torch.testing.assert_close(logs[0]["teacher_forcing_loss"], losses[1].detach())
+    torch.testing.assert_close(losses[0], logs[0]["soft_beam_loss"])
+
+
 def test_encodes_the_batch_once(make_model, make_sample, make_criterion):
     model, calls = make_model(), []
     model.encoder.register_forward_hook(lambda *_: calls.append(1))

@@ -170,7 +170,8 @@ def the_tables_say_what_the_scores_say(run, printed):
         at_1 = bleu(folder / "test-1.txt.bleu.json")["score"]
         assert float(row["test_bleu_at_lenpen_1"]) == pytest.approx(at_1, abs=0.006)
         assert test["verbose_score"].startswith(f"{row['test_precisions']} (BP = {row['test_bp']}")
-    assert [row["p_value"] != "" for row in rows] == [False, False, True]
+    for name in ("p_value", "p_value_at_lenpen_1"):
+        assert [row[name] != "" for row in rows] == [False, False, True]
     table = [line for line in printed.splitlines() if line.startswith("| ")]
     assert [line.split()[1] for line in table[2:]] == ["pretrained", "control", "soft_beam"]
     assert "`BLEU|nrefs:1|case:lc|eff:no|tok:none|smooth:exp|version:" in printed
@@ -434,8 +435,9 @@ def write_scores(folder, valid, test, paired=None):
         write(f"test.txt.{kind}.json", test)
     write("test-1.txt.bleu.json", test + 0.5)
     if paired:
-        scores = [{"BLEU": {"score": 34.0, "p_value": None}}, {"BLEU": {"score": test, "p_value": paired}}]
-        (folder / "paired.json").write_text(json.dumps(scores))
+        for name, control, p in (("test", 34.0, paired), ("test-1", 34.25, paired / 10)):
+            scores = [{"score": control, "p_value": None}, {"score": test, "p_value": p}]
+            (folder / f"{name}.paired.json").write_text(json.dumps([{"BLEU": score} for score in scores]))
     texts = {"lenpen": "1.5\n", "seconds": "1800\n1800\n", "commit": "abc1234\n", "options": "--lr 1\n"}
     texts["train.log"] = "x - loss=3, num_updates=75, lr=1\ny | num_updates 80 | lr 1\n"
     for name, text in texts.items():
@@ -502,10 +504,11 @@ def test_the_table_has_mean_and_spread_and_leaves_out_what_is_not_finished(tmp_p
         "34.00 (34.00 to 34.00)",
     ]
     assert rows[3] == [
-        "beam", "1 2", "80", "1.5 1.5", "33.00 (33.00 to 33.00)", "35.50 (35.00 to 36.00)",
-        "36.00 (35.50 to 36.50)", "0.935 (0.935 to 0.936)", "0.932 (0.932 to 0.932)", "35.5/40.0/30.0/20.0",
-        "35.50 (35.00 to 36.00)",
-        "+1.50 (+1.00 to +2.00)", "0.250 0.125", "1.00 (1.00 to 1.00)",
+        "beam", "1 2", "80", "1.5 1.5", "33.00 (33.00 to 33.00)",
+        "35.50 (35.00 to 36.00)", "+1.50 (+1.00 to +2.00)", "0.250 0.125",
+        "36.00 (35.50 to 36.50)", "+1.25 (+0.75 to +1.75)", "0.025 0.013",
+        "0.935 (0.935 to 0.936)", "0.932 (0.932 to 0.932)", "35.5/40.0/30.0/20.0",
+        "35.50 (35.00 to 36.00)", "1.00 (1.00 to 1.00)",
     ]  # fmt: skip
     assert len((tmp_path / "results.tsv").read_text().splitlines()) == 5
 
