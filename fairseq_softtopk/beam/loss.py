@@ -16,6 +16,8 @@ from .trace import StepRecord, follow
 
 OBJECTIVES = ("risk", "gold")
 
+NO_TOKEN = -1  # equals none
+
 # Among so many times the hypotheses that share the risk, distinct ones are looked for.
 SPARE = 2
 
@@ -30,6 +32,7 @@ class BeamConfig(SearchConfig):
         eos_weight: weight of the last gold token, eos, in the ``"gold"`` loss.
         hypotheses: how many finished hypotheses share the ``"risk"``.
         temperature: of their distribution, in nats per token.
+        unk: the token that stands for unknown words; in a reference, no hypothesis matches it.
     """
 
     objective: str = "risk"
@@ -37,6 +40,7 @@ class BeamConfig(SearchConfig):
     eos_weight: float = 1.0
     hypotheses: int = 10
     temperature: float = 0.1
+    unk: int | None = None
 
 
 class BeamStats(NamedTuple):
@@ -96,7 +100,8 @@ def soft_beam_loss(
     trace, bound = soft_beam_search(decoder, encoder_out, first, gold, limits, ends, config)
     bleu = torch.zeros((), device=gold.device)
     if config.objective == "risk":
-        loss, best = expected_risk(trace, gold, lengths, limits, config.hypotheses, config.temperature)
+        reference = gold if config.unk is None else gold.masked_fill(gold == config.unk, NO_TOKEN)
+        loss, best = expected_risk(trace, reference, lengths, limits, config.hypotheses, config.temperature)
         bleu = best.sum()
     else:
         loss = gold_on_best_path(trace, lengths, limits, config.eos_weight)
@@ -171,7 +176,7 @@ def expected_risk(
 def _repeated(tokens: Tensor, lengths: Tensor) -> Tensor:
     """Which of the hypotheses (bsz, M, S), of so many tokens (bsz, M), equal an earlier one; (bsz, M)."""
     inside = torch.arange(tokens.size(2), device=tokens.device) < lengths.unsqueeze(-1)
-    tokens = tokens.masked_fill(~inside, -1)
+    tokens = tokens.masked_fill(~inside, NO_TOKEN)
     equal = (tokens.unsqueeze(1) == tokens.unsqueeze(2)).all(-1)  # (bsz, M, M)
     return equal.tril(-1).any(-1)
 

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial, wraps
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -227,7 +227,8 @@ class SoftBeamCriterion(FairseqCriterion):
         super().__init__(task)
         target = task.target_dictionary
         check_config(cfg, len(target))
-        if getattr(getattr(task, "cfg", None), "left_pad_target", False):
+        options = getattr(task, "cfg", None) or getattr(task, "args", None)  # of tasks without a dataclass
+        if utils.eval_bool(str(getattr(options, "left_pad_target", False))):
             raise ValueError("soft_beam wants targets padded on the right, got --left-pad-target True")
         self.rho = _schedule(cfg, "teacher_forcing_ratio")
         self.epsilon = _schedule(cfg, "soft_beam_epsilon")
@@ -244,6 +245,7 @@ class SoftBeamCriterion(FairseqCriterion):
             backward_epsilon=cfg.soft_beam_backward_epsilon,
             num_candidates=cfg.soft_beam_candidates,
             eos=target.eos(),
+            unk=target.unk(),
             never=(target.pad(), target.bos()),
             label_smoothing=cfg.label_smoothing,
             score_grad_bound=cfg.soft_beam_score_grad_clip,
@@ -258,7 +260,10 @@ class SoftBeamCriterion(FairseqCriterion):
         )
 
     def set_num_updates(self, num_updates: int) -> None:
-        """Sets the number of updates that are done; before the first call schedules stand at their end."""
+        """Sets the number of updates that are done; to be called before every update, as under fairseq it is.
+
+        Before the first call schedules stand at their end.
+        """
         self.num_updates = num_updates
 
     def rho_and_epsilon(self) -> tuple[float, float]:
@@ -267,9 +272,13 @@ class SoftBeamCriterion(FairseqCriterion):
         Every process and every batch of an update draws the same, and a resumed run what it would have drawn.
         """
         done = self.num_updates
+        if done is not None and not self.training:
+            done += 1  # since then, one update more
         since_start = None if done is None else done - self.start_update
         if since_start is not None and since_start < 0:
             return 1.0, self.epsilon.start
+        if self.training and done is None and 0 < self.prob < 1:
+            raise ValueError("--soft-beam-prob draws by the number of updates: set_num_updates was not called")
         if self.training and random.Random(f"{self.seed} {done}").random() >= self.prob:
             return 1.0, self.epsilon.at(since_start)
         return self.rho.at(since_start), self.epsilon.at(since_start)
@@ -303,8 +312,13 @@ class SoftBeamCriterion(FairseqCriterion):
             "sample_size": sample_size,
         }
         loss: Any = 0.0
-        if 0 in (self.rho.start, self.rho.at(None)):
-            _refuse_ddp(model)
+        ratios = (self.rho.start, self.rho.at(None))
+        if 0 in ratios:
+            _refuse_ddp(model, "--teacher-forcing-ratio 0, also at an end of its schedule,")
+        if min(ratios) < 1 and getattr(getattr(model, "decoder", None), "decoder_layerdrop", 0) > 0:
+            _refuse_ddp(
+                model, "--decoder-layerdrop, which drops other layers in the beam than in teacher forcing,"
+            )
         with _encoder_output(model) as encoder_outs:
             if (
                 rho > 0 or not self.training
@@ -384,13 +398,10 @@ class SoftBeamCriterion(FairseqCriterion):
         bits = 1 / math.log(2)
         log_mean("loss", "loss", total("sample_size"), bits)
         log_mean("teacher_forcing_loss", "teacher_forcing_loss", ntokens, bits)
-        log_mean("soft_beam_loss", "soft_beam_loss", ntokens, bits)
+        log_mean("soft_beam_loss", "soft_beam_loss", total("beam_gold_tokens"), bits)  # with a max_len, not all
         log_mean("soft_beam_risk", "soft_beam_risk", ntokens)
-        # Perplexity is teacher forcing's where there is one, so that runs with any rho compare.
-        for likelihood in ("teacher_forcing_loss", "soft_beam_loss"):
-            if any(likelihood in log for log in logging_outputs):
-                metrics.log_derived("ppl", partial(_perplexity, likelihood))
-                break
+        if any("teacher_forcing_loss" in log for log in logging_outputs):
+            metrics.log_derived("ppl", _perplexity)
         selections = total("beam_selections")
         log_mean("sharpness", "beam_sharpness", selections)
         log_mean("agreement", "beam_agreement", selections)
@@ -421,8 +432,10 @@ class SoftBeamSearchCriterion(SoftBeamCriterion):
     """``soft_beam`` under its other name."""
 
 
-def _perplexity(likelihood: str, meters: Any) -> Any:
-    return utils.get_perplexity(meters[likelihood].avg)
+def _perplexity(meters: Any) -> float:
+    """Teacher forcing's; NaN in an interval without any, where fairseq keeps the name of what it has logged."""
+    bits = meters["teacher_forcing_loss"].avg
+    return math.nan if bits is None else utils.get_perplexity(bits)
 
 
 @cache
@@ -446,7 +459,7 @@ def _on_train_step(task: Any, listener: Callable[[int], None]) -> None:
     train_step = getattr(task, "train_step", None)
     if train_step is None:
         return
-    train_step = getattr(train_step, "__wrapped__", train_step)  # of a criterion before this one
+    train_step = getattr(train_step, "without_listener", train_step)  # of a criterion before this one
 
     @wraps(train_step)
     def listening(
@@ -455,6 +468,7 @@ def _on_train_step(task: Any, listener: Callable[[int], None]) -> None:
         listener(update_num)
         return train_step(sample, model, criterion, optimizer, update_num, *args, **kwargs)
 
+    listening.without_listener = train_step  # type: ignore[attr-defined]
     task.train_step = listening
 
 
@@ -472,7 +486,8 @@ class _CheckedSteps:
         """A step of the decoder."""
         lprobs, state = self._decoder.step(embeddings, state)
         self._steps += 1
-        # A logit that is NaN or +inf makes NaN of its whole log-softmax: one entry per beam tells.
+        # A logit that is NaN or +inf makes NaN of its whole log-softmax: one entry per beam tells.  With an
+        # adaptive softmax, of its cluster: of others the selection complains.
         fine = ~lprobs.detach()[..., 0].isnan()
         _require(fine, f"the model's log-probabilities at step {self._steps} of the beam search contain NaN")
         return lprobs, state
@@ -513,16 +528,16 @@ def _encoder_input(sample: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in net_input.items() if key != "prev_output_tokens"}
 
 
-def _refuse_ddp(model: nn.Module) -> None:
-    """Only a wrapper that is told to reduce the gradients is of use where ``model(...)`` is never called.
+def _refuse_ddp(model: nn.Module, what: str) -> None:
+    """Only a wrapper that is told to reduce the gradients is of use where ``model(...)`` does not see them all.
 
     That is ``legacy_ddp``.  The others (PyTorch's DDP, SlowMo, sharding) act on what runs through their
     own forward.
     """
     if hasattr(model, "module") and not hasattr(model, "all_reduce_grads"):
         raise ValueError(
-            "--teacher-forcing-ratio 0, also at an end of its schedule, wants --ddp-backend legacy_ddp with "
-            f"several processes: under {_innermost_wrapper(model)} gradients would stay unsynchronised"
+            f"{what} wants --ddp-backend legacy_ddp with several processes: under {_innermost_wrapper(model)} "
+            "gradients would stay unsynchronised"
         )
 
 

@@ -9,6 +9,7 @@ from fairseq.models.lstm import AttentionLayer, LSTMDecoder
 from torch import Tensor
 
 from ..models.attention import BeamAttentionLayer
+from .checks import require_methods_of
 from .mixing import mix_beams, mix_embeddings
 from .output import output_lprobs
 
@@ -38,10 +39,13 @@ class LSTMStepDecoder:
     body of its loop; a test holds the two against each other.
 
     Raises:
-        ValueError: if the decoder's attention is neither fairseq's nor this package's.
+        ValueError: if the decoder has a loop or an output of its own, or its attention is neither fairseq's nor
+            this package's.
     """
 
     def __init__(self, decoder: LSTMDecoder) -> None:
+        probabilities = ("get_normalized_probs", "get_normalized_probs_scriptable")
+        require_methods_of(decoder, LSTMDecoder, "forward", "extract_features", *probabilities)
         self.decoder = decoder
         self.attention = decoder.attention
         if type(self.attention) is AttentionLayer:  # a subclass computes something else

@@ -11,6 +11,7 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor, nn
 
 from ..models.multihead_attention import TopKMultiheadAttention
+from .checks import require_methods_of
 from .mixing import mix_beams, mix_embeddings
 from .output import output_lprobs
 
@@ -190,7 +191,7 @@ def _mix_written(cache: Tensor, weights: Tensor, srclen: int) -> Tensor:
 
 def _check_decoder(decoder: TransformerDecoderBase) -> None:
     """Raises a ``ValueError`` for what would not compute what :meth:`TransformerStepDecoder.step` does."""
-    _check_same(
+    require_methods_of(
         decoder,
         TransformerDecoderBase,
         "forward",
@@ -201,10 +202,10 @@ def _check_decoder(decoder: TransformerDecoderBase) -> None:
         "get_normalized_probs_scriptable",
     )
     for layer in decoder.layers.children():  # an iteration over them is LayerDrop's
-        _check_same(layer, TransformerDecoderLayerBase, "forward", "residual_connection")
+        require_methods_of(layer, TransformerDecoderLayerBase, "forward", "residual_connection")
         for attention in (layer.self_attn, layer.encoder_attn):
             if attention is not None and type(attention) is not TopKMultiheadAttention:
-                _check_same(attention, MultiheadAttention, "forward", "apply_sparse_mask")
+                require_methods_of(attention, MultiheadAttention, "forward", "apply_sparse_mask")
                 if attention.use_xformers:
                     raise ValueError("soft_beam steps fairseq's own attention, got an xFormers attention")
     if not isinstance(decoder.embed_tokens, nn.Embedding):
@@ -217,14 +218,3 @@ def _check_decoder(decoder: TransformerDecoderBase) -> None:
             "--quant-noise-pq overwrites the weights at every call, and a beam search calls a layer once per "
             f"token: it must be 0 with soft_beam, got {decoder.cfg.quant_noise.pq}"
         )
-
-
-def _check_same(module: nn.Module, base: type[nn.Module], *methods: str) -> None:
-    """Raises a ``ValueError`` unless the module has these methods of the base."""
-    for method in methods:
-        if getattr(type(module), method, None) is not getattr(base, method):
-            raise ValueError(
-                f"soft_beam steps a {base.__name__} as fairseq wrote it, but {type(module).__name__} has its "
-                f"own {method}: implement fairseq_softtopk.beam.StepDecoder for the decoder and call "
-                "fairseq_softtopk.decoders.register_step_decoder"
-            )

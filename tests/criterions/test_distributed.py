@@ -159,3 +159,24 @@ def test_is_refused_however_the_trainer_wraps_it(make_model, make_sample, task, 
             criterion(model, make_sample([(3, 2)]))
     else:
         assert criterion(model, make_sample([(3, 2)]))[0].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "rho", "layerdrop", "refused"),
+    [
+        (SynchronisesInItsForward, 0.8, 0.5, True),
+        (SynchronisesInItsForward, 1.0, 0.5, False),
+        (SynchronisesInItsForward, 0.8, 0.0, False),
+        (ReducesWhenTold, 0.8, 0.5, False),
+    ],
+)
+def test_layers_that_only_the_beam_uses_are_not_left_unsynchronised(
+    make_model, make_sample, task, wrapper, rho, layerdrop, refused
+):
+    criterion = SoftBeamCriterion(task, SoftBeamConfig(sentence_avg=False, teacher_forcing_ratio=rho))
+    model = ModuleProxyWrapper(wrapper(make_model("transformer", decoder_layerdrop=layerdrop)))
+    if refused:
+        with pytest.raises(ValueError, match=r"--decoder-layerdrop, .* wants --ddp-backend legacy_ddp"):
+            criterion(model, make_sample([(3, 2)]))
+    else:
+        assert criterion(model, make_sample([(3, 2)]))[0].isfinite()

@@ -1,6 +1,8 @@
 import dataclasses
+import functools
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,6 +133,32 @@ def test_log_shows_losses_sharpness_agreement_and_the_gradient_before_the_bound(
     assert criterion.logging_outputs_can_be_summed()
 
 
+def test_the_loss_in_the_log_is_per_token_that_was_scored(make_model, make_sample, make_criterion):
+    model, sample, logged = make_model(), make_sample([(4, 9), (3, 9)]), {}
+    for max_len in (0, 2):
+        criterion = make_criterion(soft_beam_max_len=max_len, teacher_forcing_ratio=0.0)
+        output = criterion(model, sample)[2]
+        with metrics.aggregate(new_root=True) as aggregator:
+            criterion.reduce_metrics([output])
+        logged[max_len] = aggregator.get_smoothed_values()
+        scored = float(output["soft_beam_loss"]) / (2 * (max_len or 9)) / math.log(2)
+        assert logged[max_len]["soft_beam_loss"] == pytest.approx(scored, abs=1e-3)
+        assert "ppl" not in logged[max_len]
+    assert logged[2]["soft_beam_loss"] == pytest.approx(logged[0]["soft_beam_loss"], rel=0.3)
+
+
+def test_perplexity_is_nan_in_an_interval_without_teacher_forcing(make_model, make_sample, make_criterion):
+    outputs = [
+        make_criterion(teacher_forcing_ratio=rho)(make_model(), make_sample(LENGTHS))[2] for rho in (1.0, 0.0)
+    ]
+    with metrics.aggregate("interval", new_root=True) as aggregator:
+        SoftBeamCriterion.reduce_metrics(outputs[:1])
+        assert aggregator.get_smoothed_values()["ppl"] > 1
+        aggregator.reset()  # as fairseq does after each line of its log
+        SoftBeamCriterion.reduce_metrics(outputs[1:])
+    assert math.isnan(aggregator.get_smoothed_values()["ppl"])
+
+
 def test_validation_logs_no_gradient(make_model, make_sample, make_criterion):
     criterion = make_criterion()
     with torch.no_grad():
@@ -231,8 +259,12 @@ def test_a_dummy_batch_leaves_no_gradient(make_model, make_sample, make_criterio
     assert all(p.grad is None or p.grad.eq(0).all() for p in model.parameters())
 
 
-def test_targets_padded_on_the_left_are_refused(task):
-    task.cfg = type("Config", (), {"left_pad_target": True})
+@pytest.mark.parametrize("place", ["cfg", "args"])  # tasks without a dataclass have args, and strings in them
+@pytest.mark.parametrize("value", [True, "True"])
+def test_targets_padded_on_the_left_are_refused(task, place, value):
+    setattr(task, place, SimpleNamespace(left_pad_target="False"))
+    SoftBeamCriterion(task, SoftBeamConfig(sentence_avg=False))
+    setattr(task, place, SimpleNamespace(left_pad_target=value))
     with pytest.raises(ValueError, match="padded on the right, got --left-pad-target True"):
         SoftBeamCriterion(task, SoftBeamConfig(sentence_avg=False))
 
@@ -311,6 +343,56 @@ def test_a_criterion_that_never_trained_validates_at_the_end_of_its_schedules(
     assert logged["epsilon"] == 0.5 * len(LENGTHS) and "soft_beam_loss" in logged
 
 
+def test_validation_stands_where_the_updates_are(training_task, make_model, make_sample, make_criterion):
+    schedule = {"teacher_forcing_ratio_schedule": "linear", "teacher_forcing_ratio_updates": 4}
+    criterion = make_criterion(
+        teacher_forcing_ratio=1.0, teacher_forcing_ratio_end=0.0, soft_beam_start_update=2, **schedule
+    )
+    model, sample = make_model(), make_sample(LENGTHS)
+    for done, rho in ((1, 1.0), (2, 1.0), (3, 0.75), (6, 0.0)):
+        train_steps(training_task, criterion, model, sample, [done - 1])  # the last update of so many
+        assert criterion.eval().rho_and_epsilon()[0] == rho
+
+
+def test_a_decorated_train_step_is_called_as_it_is(task, make_model, make_sample, make_criterion):
+    class Task:
+        def __init__(self):
+            self.target_dictionary, self.seen = task.target_dictionary, []
+
+        def train_step(self, sample, model, criterion, optimizer, update_num):
+            self.seen.append(update_num)
+
+    def decorated(method):
+        @functools.wraps(method)
+        def call(*args):
+            return method(*args)
+
+        return call
+
+    Task.train_step = decorated(Task.train_step)
+    mine = Task()
+    criterions = [SoftBeamCriterion(mine, SoftBeamConfig(sentence_avg=False)) for _ in range(2)]
+    mine.train_step(None, None, None, None, 5)
+    assert mine.seen == [5] and [criterion.num_updates for criterion in criterions] == [None, 5]
+
+
+def test_a_random_beam_wants_to_know_the_updates(make_model, make_sample, make_criterion):
+    with pytest.raises(ValueError, match=r"--soft-beam-prob .* set_num_updates was not called"):
+        make_criterion(soft_beam_prob=0.5).train()(make_model(), make_sample(LENGTHS))
+
+
+def test_unknown_words_are_no_match(make_model, make_sample, make_criterion, task):
+    """A model that writes nothing but unknown words gains nothing from references of unknown words."""
+    model, sample = make_model().eval(), make_sample([(4, 5)])
+    unk = task.target_dictionary.unk()
+    sample["target"][:, :-1] = unk
+    with torch.no_grad():
+        model.decoder.fc_out.bias[unk] = 50.0  # type: ignore[union-attr]
+        output = make_criterion(soft_beam_objective="risk")(model, sample)[2]
+    assert float(output["beam_bleu"]) == 0
+    assert float(output["soft_beam_risk"]) == pytest.approx(5)
+
+
 def test_soft_beam_prob_is_the_share_of_updates_with_a_beam(make_criterion):
     """Every batch of an update draws the same; another seed draws otherwise; validation always runs it."""
     drawn = []
@@ -385,4 +467,4 @@ def test_options_reach_the_search(make_criterion):
         **{names[name]: given[f"soft_beam_{name}"] for name in names},
         "label_smoothing": 0.1,
     }
-    assert dataclasses.asdict(beam) == {**expected, "eos": 2, "never": (1, 0)}
+    assert dataclasses.asdict(beam) == {**expected, "eos": 2, "unk": 3, "never": (1, 0)}

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from fairseq.models.lstm import LSTMDecoder
 
 from fairseq_softtopk.decoders import register_step_decoder, registry, step_decoder_for
 
@@ -57,6 +58,30 @@ def test_an_unknown_decoder_gets_an_error_that_says_what_to_do():
 
     with pytest.raises(ValueError, match=r"Linear of Odd: it knows LSTMDecoder, .*; implement .*StepDecoder"):
         step_decoder_for(Odd())
+
+
+@pytest.mark.parametrize(
+    "method", ["forward", "extract_features", "get_normalized_probs", "get_normalized_probs_scriptable"]
+)
+def test_a_decoder_that_computes_something_else_is_refused(make_model, method):
+    def own(self, *args, **kwargs):
+        return getattr(LSTMDecoder, method)(self, *args, **kwargs)
+
+    model = make_model()
+    model.decoder.__class__ = type("Own", (LSTMDecoder,), {method: own})
+    with pytest.raises(ValueError, match=f"a LSTMDecoder as fairseq wrote it, but Own has its own {method}: "):
+        step_decoder_for(model)
+
+
+def test_a_decoder_with_an_output_layer_of_its_own_is_followed(make_model, make_sample, make_criterion):
+    class Scaled(LSTMDecoder):
+        def output_layer(self, x):
+            return 3 * super().output_layer(x)
+
+    model, sample = make_model(), make_sample([(4, 1)])  # one gold token: the beam's first step is the gold one
+    model.decoder.__class__ = Scaled
+    losses = [make_criterion(teacher_forcing_ratio=rho)(model, sample)[0] for rho in (0.0, 1.0)]
+    torch.testing.assert_close(*losses, check_dtype=False)
 
 
 def test_an_unknown_attention_is_refused(make_model):
