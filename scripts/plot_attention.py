@@ -3,9 +3,10 @@
 ``python scripts/plot_attention.py DATA_BIN CHECKPOINT... --sentence "..." --out PNG``
 
 The sentence is raw text, which is tokenised (Moses) and, with ``--bpe-codes``, split (subword-nmt) as for
-training; or, with ``--tokenized``, what the tokeniser of the training data has made of it.  A token that the
-dictionary does not have is marked: the model sees ``<unk>`` in its place.  A panel's title is the checkpoint's
-folder and its relaxation; a Transformer shows the mean of the heads in its last layer.
+training, with ``--no-escape`` if that was; or, with ``--tokenized``, what the tokeniser of the training data
+has made of it.  A token that the dictionary does not have is marked: the model sees ``<unk>`` in its place.  A
+panel's title is the checkpoint's folder and its relaxation; a Transformer shows the mean of the heads in its
+last layer.
 """
 
 from __future__ import annotations
@@ -35,14 +36,13 @@ class Translation(NamedTuple):
     attention: torch.Tensor
 
 
-def split(sentence: str, language: str, codes: Path | None, tokenized: bool) -> str:
+def split(sentence: str, language: str, codes: Path | None, tokenized: bool, escape: bool) -> str:
     """The tokens of a sentence, with spaces between them."""
     from fairseq.data import encoders
 
     if not tokenized:
-        tokenizer = encoders.build_tokenizer(
-            Namespace(tokenizer="moses", source_lang=language, target_lang=language)
-        )
+        moses = {"tokenizer": "moses", "moses_no_escape": not escape}
+        tokenizer = encoders.build_tokenizer(Namespace(source_lang=language, target_lang=language, **moses))
         sentence = tokenizer.encode(sentence)
     if codes is not None:
         bpe = encoders.build_bpe(Namespace(bpe="subword_nmt", bpe_codes=str(codes), bpe_separator="@@"))
@@ -50,7 +50,14 @@ def split(sentence: str, language: str, codes: Path | None, tokenized: bool) -> 
     return sentence
 
 
-def translate(checkpoint: Path, data: Path, sentence: str, codes: Path | None, tokenized: bool) -> Translation:
+def translate(
+    checkpoint: Path,
+    data: Path,
+    sentence: str,
+    codes: Path | None = None,
+    tokenized: bool = False,
+    escape: bool = True,
+) -> Translation:
     """The best hypothesis of a beam search with 5 beams."""
     from fairseq import checkpoint_utils
     from fairseq.utils import import_user_module
@@ -58,7 +65,7 @@ def translate(checkpoint: Path, data: Path, sentence: str, codes: Path | None, t
     import_user_module(Namespace(user_dir="fairseq_softtopk"))
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], {"data": str(data)})
     language = cfg.task.source_lang or task.cfg.source_lang
-    line = split(sentence, language, codes, tokenized)
+    line = split(sentence, language, codes, tokenized, escape)
     symbols = task.source_dictionary
     source = symbols.encode_line(line, add_if_not_exist=False).long()
     models[0].eval()
@@ -104,6 +111,7 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
     parser.add_argument("--sentence", required=True, help="source text")
     parser.add_argument("--tokenized", action="store_true", help="the sentence is in tokens already")
+    parser.add_argument("--no-escape", action="store_true", help="as the data: & stays &, ' is not &apos;")
     parser.add_argument("--lowercase", action="store_true", help="as the training data was")
     parser.add_argument("--bpe-codes", type=Path, metavar="CODES", help="of the data's BPE, if it has one")
     parser.add_argument("--out", type=Path, required=True, metavar="PNG")
@@ -115,7 +123,7 @@ def main() -> None:
     if not sentence.strip():
         parser.error("--sentence is empty")
     logging.disable(logging.INFO)  # fairseq has hydra turn on everybody's debug messages
-    settings = sentence, args.bpe_codes, args.tokenized
+    settings = sentence, args.bpe_codes, args.tokenized, not args.no_escape
     draw([translate(path, args.data, *settings) for path in args.checkpoints], args.out)
 
 

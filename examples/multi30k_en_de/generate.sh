@@ -19,14 +19,11 @@ shift 3
 [ -f "$checkpoint" ] || fail "$checkpoint is not there"
 [ -f "$RUN/text/$split.tok.de" ] || fail "there is no split $split in $RUN/text: valid or test"
 
-words=()
-if [ "$BPE_MERGES" -eq 0 ]; then words=(--replace-unk ''); fi # by the source word that is attended to
-
 rm -rf "$out.log" "$out.parts"
-logged "$out.log" fairseq-generate "$RUN/data-bin" --user-dir "$PLUGIN" "${data_format[@]}" --path "$checkpoint" \
+logged "$out.log" fairseq-generate "$RUN/data-bin" --user-dir "$PLUGIN" --path "$checkpoint" \
   --gen-subset "$split" --source-lang en --target-lang de \
   --beam 5 --max-len-a 2 --max-len-b 10 --post-process subword_nmt \
-  --max-tokens 4000 --required-batch-size-multiple 1 --num-workers 0 "${words[@]}" \
+  --max-tokens 4000 --required-batch-size-multiple 1 --num-workers 0 \
   --results-path "$out.parts" "$@"
 grep '^D-' "$out.parts/generate-$split.txt" | sed 's/^D-//' | sort -n | cut -f3 > "$out.part"
 

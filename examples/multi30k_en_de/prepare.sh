@@ -78,7 +78,7 @@ prepare_text() {
 binarize() {
   local kind=bpe dictionaries=(--joined-dictionary)
   [ "$BPE_MERGES" -gt 0 ] || kind=tok dictionaries=()
-  logged "$RUN/prepare.log" fairseq-preprocess -s en -t de "${data_format[@]}" "${dictionaries[@]}" --destdir "$1" \
+  logged "$RUN/prepare.log" fairseq-preprocess -s en -t de "${dictionaries[@]}" --destdir "$1" \
     --trainpref "$RUN/text/train.$kind" --validpref "$RUN/text/valid.$kind" --testpref "$RUN/text/test.$kind"
 }
 

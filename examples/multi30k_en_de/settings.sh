@@ -18,7 +18,7 @@ export TRAIN_PAIRS=${TRAIN_PAIRS:-29000}            # at most so many sentence p
 export HELD_OUT=${HELD_OUT:-1014}                   # the same of validation and test
 
 # Training
-export ATTENTION=${ATTENTION:-softmax}              # or another --attention-relaxation, for fine-tuning
+export ATTENTION=${ATTENTION:-softmax}              # or another --attention-relaxation, of finetuning/pretrained
 export EPOCHS=${EPOCHS:-}                           # of training from scratch; empty: see train.sh
 export UPDATES=${UPDATES:-800}                       # of fine-tuning, for every system
 export PRETRAINED=${PRETRAINED:-}                   # a checkpoint to fine-tune from; empty: pre-train one
@@ -32,9 +32,6 @@ export SEEDS=${SEEDS:-1 2 3}
 export JOBS=${JOBS:-2}                              # at a time
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}        # threads of each
 export PYTHONUTF8=1
-
-# fairseq can put a source word in the place of an unknown one (--replace-unk) only where it has the text.
-if [ "$BPE_MERGES" = 0 ]; then data_format=(--dataset-impl raw); else data_format=(--dataset-impl mmap); fi
 
 take_run_folder() { # work under other settings must not be taken for its own
   local settings="BPE_MERGES=$BPE_MERGES TRAIN_PAIRS=$TRAIN_PAIRS HELD_OUT=$HELD_OUT LENPENS=$LENPENS"

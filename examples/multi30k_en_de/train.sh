@@ -10,7 +10,8 @@
 # The options come last, so they override the settings below.  What comes out is RUN/models/NAME/model.pt; a
 # model that is there is not trained again, one that was interrupted goes on where it was.
 #
-#   ATTENTION=softmax  or another --attention-relaxation: with what the models of finetuning attend
+#   ATTENTION=softmax  or another --attention-relaxation, also with its options ("soft_topk --attention-top-k 3"):
+#                      with what finetuning/pretrained attends, and what is fine-tuned from it
 #   EPOCHS=10          of training, 13 in attention_paper; the one with the best validation loss is taken
 #   UPDATES=800        of fine-tuning; the last one is taken
 #   PRETRAINED=file    fine-tune from this checkpoint
@@ -54,11 +55,11 @@ case $name in
     )
     ;;
   finetuning/pretrained)
-    model=("${small[@]}" --attention-relaxation "$ATTENTION") training=("${from_scratch[@]}")
+    read -ra attention <<< "$ATTENTION"
+    model=("${small[@]}" --attention-relaxation "${attention[@]}") training=("${from_scratch[@]}")
     ;;
   finetuning/*)
     kept=checkpoint_last.pt
-    model=("${small[@]}" --attention-relaxation "$ATTENTION")
     training=(
       --criterion soft_beam --label-smoothing 0.1
       --optimizer adam --lr 3e-4 --lr-scheduler polynomial_decay --total-num-update "$UPDATES" --clip-norm 1
@@ -67,6 +68,8 @@ case $name in
     )
     start=(--finetune-from-model "${PRETRAINED:-$RUN/models/finetuning/pretrained/model.pt}")
     [ -f "${start[1]}" ] || fail "$name starts from ${start[1]}, which is not there: bash train.sh finetuning/pretrained"
+    read -ra attention <<< "$(python "$recipe/attention.py" "${start[1]}")"
+    model=("${small[@]}" "${attention[@]}")
     ;;
 esac
 
@@ -83,7 +86,7 @@ echo "-- train $name, log in $folder/train.log"
 git -C "$root" describe --always --dirty > "$folder/commit" 2> /dev/null || echo unknown > "$folder/commit"
 trap 'echo "$SECONDS" >> "$folder/seconds"' EXIT # a line for each time it was started
 logged "$folder/train.log" fairseq-train "$RUN/data-bin" \
-  --user-dir "$PLUGIN" "${data_format[@]}" --save-dir "$folder" "${start[@]}" "${model[@]}" "${training[@]}" \
+  --user-dir "$PLUGIN" --save-dir "$folder" "${start[@]}" "${model[@]}" "${training[@]}" \
   --required-batch-size-multiple 1 --num-workers 0 --seed 1 \
   --no-epoch-checkpoints --log-format simple --log-interval 25 "$@"
 mv "$folder/$kept" "$folder/model.pt"

@@ -51,7 +51,6 @@ class BeamAttentionLayer(AttentionLayer):
         """
         source = source_hids.transpose(0, 1)  # (bsz, srclen, C)
         scores, source = self.score(input.unflatten(0, (source.size(0), -1)), source)  # (bsz, beams, srclen)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if encoder_padding_mask is not None:
             scores = scores.masked_fill(encoder_padding_mask.t().unsqueeze(1), -math.inf)
         weights = self.relaxation(scores).to(source.dtype)

@@ -74,6 +74,8 @@ class Relaxation(nn.Module):
         for end, value in (("", epsilon.start), ("-end", epsilon.end)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{epsilon.name}{end} must be positive and finite, got {value}")
+        if epsilon.kind != "constant" and kind != "soft_topk":
+            raise ValueError(f"{epsilon.name}-schedule wants --attention-relaxation soft_topk, got {kind}")
         if kind in FROM_ENTMAX and find_spec("entmax") is None:
             raise ImportError(f"--attention-relaxation {kind} needs the package entmax: pip install entmax")
         self.kind, self.k, self.schedule = kind, k, epsilon
@@ -133,12 +135,12 @@ class Relaxation(nn.Module):
         self.num_updates = num_updates
 
     def get_extra_state(self) -> Tensor:
-        """The number of updates, as a tensor, which ``average_checkpoints.py`` and ``weights_only`` want."""
-        return torch.tensor(self.num_updates)
+        """The number of updates, as floating point, so that fairseq can average it as it does parameters."""
+        return torch.tensor(float(self.num_updates))
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restores what a checkpoint says."""
-        self.num_updates = int(state)
+        self.num_updates = round(float(state))
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
         """Lets fairseq's own models load as these architectures."""

@@ -8,7 +8,7 @@ from fairseq import utils
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.lstm import LSTMModel, base_architecture
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import II, DictConfig, OmegaConf
 
 from ..options import with_help
 from .attention import SCORES, BeamAttentionLayer, DotAttentionLayer, KeyedEncoder, MLPAttentionLayer
@@ -49,6 +49,7 @@ class TopKAttentionConfig(RelaxationConfig):
     encoder_dropout_out: Optional[float] = with_help(None, "dropout of the encoder's output")
     decoder_dropout_in: Optional[float] = with_help(None, "dropout of the decoder's input embedding")
     decoder_dropout_out: Optional[float] = with_help(None, "dropout of the decoder's output")
+    criterion: Optional[str] = II("criterion._name")  # LSTMModel looks for adaptive_loss
 
 
 @register_model("topk_attention", dataclass=TopKAttentionConfig)
@@ -68,7 +69,7 @@ class TopKAttentionModel(LSTMModel):
             ValueError: if an option is out of range.
             ImportError: if the relaxation needs a package that is not there.
         """
-        options = vars(cfg) if isinstance(cfg, Namespace) else OmegaConf.to_container(cfg)
+        options = vars(cfg) if isinstance(cfg, Namespace) else OmegaConf.to_container(cfg, resolve=True)
         args = Namespace(**{"criterion": None, **{k: v for k, v in options.items() if v is not None}})
         relaxation, score = Relaxation.from_args(args), str(getattr(args, "attention_score", "general"))
         if score not in SCORES:
@@ -100,7 +101,10 @@ def topk_attention_tiny(args: Namespace) -> None:
 
 @register_model_architecture("topk_attention", "topk_attention_opennmt")
 def topk_attention_opennmt(args: Namespace) -> None:
-    """OpenNMT's default, with which the paper's Table 4 was made: 2 layers of 500, dropout between them 0.3."""
+    """OpenNMT's default, with which the paper's Table 4 was made: 2 layers of 500, dropout between them 0.3.
+
+    fairseq's dropout also acts on the encoder's outputs that the attention looks at, OpenNMT's does not.
+    """
     args.dropout = getattr(args, "dropout", 0.3)
     args.encoder_dropout_in = getattr(args, "encoder_dropout_in", 0.0)
     args.decoder_dropout_in = getattr(args, "decoder_dropout_in", 0.0)

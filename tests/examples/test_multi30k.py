@@ -15,6 +15,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "examples" / "multi30k_en_de"
@@ -103,7 +104,19 @@ def test_the_papers_attention_settings_on_words(multi30k, tmp_path):
         assert read_settings(folder / "model.pt")["optimizer"]["_name"] == "sgd"
         assert len(lines(folder / "test.txt")) == SIZES["test_2016_flickr"]
         assert not any("<unk>" in line for line in lines(folder / "test.txt"))
-        assert "'replace_unk': ''" in (folder / "test.txt.log").read_text()
+
+
+def test_fine_tuning_attends_as_its_checkpoint_does(tmp_path):
+    settings = {"attention_relaxation": "soft_topk", "attention_top_k": 2, "attention_epsilon": 1.0}
+    settings |= {"attention_score": "dot", "attention_epsilon_end": 0.01}
+    for schedule, epsilon in (("constant", 1.0), ("linear", 0.01)):
+        model = {**settings, "attention_epsilon_schedule": schedule}
+        torch.save({"cfg": {"model": model}}, tmp_path / "model.pt")
+        done = python("attention.py", tmp_path / "model.pt")
+        expected = f"soft_topk --attention-top-k 2 --attention-epsilon {epsilon} --attention-score dot"
+        assert done.stdout.decode() == f"--attention-relaxation {expected}\n", done.stderr
+    torch.save({"cfg": {"model": Namespace(arch="lstm")}}, tmp_path / "model.pt")
+    assert python("attention.py", tmp_path / "model.pt").stdout == b"--attention-relaxation softmax\n"
 
 
 def the_data_are_complete(run):

@@ -106,6 +106,10 @@ def test_the_number_of_updates_travels_with_the_parameters():
             ("soft_topk", 3, Schedule("--attention-epsilon", 1.0, -0.1, 5, "linear")),
             "--attention-epsilon-end must be positive and finite, got -0.1",
         ),
+        (
+            ("softmax", 3, Schedule("--attention-epsilon", 1.0, 0.1, 5, "linear")),
+            "--attention-epsilon-schedule wants --attention-relaxation soft_topk, got softmax",
+        ),
         (("relu", 3, 0.1), "--attention-relaxation must be one of soft_topk, softmax, .*, got relu"),
     ],
 )

@@ -1,8 +1,10 @@
 import pytest
 import torch
 from fairseq import options
+from fairseq.dataclass.configs import EMAConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import build_model
+from fairseq.models.ema import EMA
 
 import fairseq_softtopk.plugin  # noqa: F401  (registers the architectures)
 from fairseq_softtopk.models.attention import MLPAttentionLayer
@@ -114,6 +116,32 @@ def test_presets_build_from_the_command_line(task, arch, layers, dropout):
     assert len(decoder.layers) == layers and decoder.dropout_out_module.p == dropout
     assert decoder.attention.relaxation.k == 3
     assert isinstance(decoder.attention, MLPAttentionLayer) == (arch == "topk_attention_bahdanau")
+
+
+@pytest.mark.parametrize("criterion", ["adaptive_loss", "cross_entropy"])
+def test_an_adaptive_softmax_is_built_for_its_criterion(task, criterion):
+    parser = options.get_training_parser()
+    arguments = ["data-bin", "--arch", "topk_attention", "--adaptive-softmax-cutoff", "6,10"]
+    args = options.parse_args_and_arch(parser, [*arguments, "--criterion", criterion])
+    model = build_model(convert_namespace_to_omegaconf(args).model, task)
+    assert (model.decoder.adaptive_softmax is not None) == (criterion == "adaptive_loss")
+
+
+@pytest.mark.parametrize("fp32", [False, True])
+@pytest.mark.parametrize("arch", ["topk_attention", TRANSFORMER])
+def test_an_average_of_the_parameters_is_kept(make_model, arch, fp32):
+    """``--store-ema``."""
+    model = make_model(arch)
+    ema = EMA(model, EMAConfig(store_ema=True, ema_decay=0.5, ema_fp32=fp32))
+    before = model.decoder.embed_tokens.weight.clone()
+    with torch.no_grad():
+        model.decoder.embed_tokens.weight += 1
+    model.set_num_updates(4)
+    ema.step(model, updates=4)
+    torch.testing.assert_close(ema.get_model().decoder.embed_tokens.weight, before + 0.5, check_dtype=False)
+    state = model.state_dict()
+    assert {value.item() for name, value in state.items() if name.endswith("_extra_state")} == {4}
+    make_model(arch).load_state_dict(ema.get_model().state_dict())
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def checkpoint(corpus):
 
 
 def test_the_weights_of_a_target_token_sum_to_one(plot_attention, corpus, checkpoint):
-    shown = plot_attention.translate(checkpoint, corpus / "data-bin", "en3 en5 en3", None, tokenized=True)
+    shown = plot_attention.translate(checkpoint, corpus / "data-bin", "en3 en5 en3", tokenized=True)
     assert shown.title == "soft_beam/seed1: soft_topk"
     assert shown.source == ["en3", "en5", "en3", "</s>"] and shown.target[-1] == "</s>"
     assert shown.attention.shape == (len(shown.target), len(shown.source))
@@ -44,8 +44,13 @@ def test_the_weights_of_a_target_token_sum_to_one(plot_attention, corpus, checkp
 
 
 def test_what_the_dictionary_does_not_have_is_marked(plot_attention, corpus, checkpoint):
-    shown = plot_attention.translate(checkpoint, corpus / "data-bin", "en3 En5", None, tokenized=True)
+    shown = plot_attention.translate(checkpoint, corpus / "data-bin", "en3 En5", tokenized=True)
     assert shown.source == ["en3", "En5 <unk>", "</s>"]
+
+
+@pytest.mark.parametrize(("escape", "mark"), [(True, "&amp;"), (False, "&")])
+def test_tokens_are_escaped_where_those_of_training_are(plot_attention, escape, mark):
+    assert plot_attention.split("en3 & en5", "en", None, tokenized=False, escape=escape) == f"en3 {mark} en5"
 
 
 def test_is_drawn(plot_attention, corpus, checkpoint, monkeypatch):

@@ -1,0 +1,39 @@
+"""The attention of a checkpoint, as options of a training that goes on: ``python attention.py CHECKPOINT``.
+
+The relaxation has no parameters, so that a checkpoint also loads where another one is asked for.  Of a schedule
+of epsilon only the end counts: the new training starts where the old one ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+import fairseq_softtopk.plugin  # noqa: F401  what fairseq's checkpoints hold may be read
+
+
+def main() -> None:
+    """Prints the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    path = parser.parse_args().checkpoint
+    model = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["cfg"]["model"]
+    settings = vars(model) if isinstance(model, Namespace) else model
+    if "attention_relaxation" not in settings:  # fairseq's lstm
+        print("--attention-relaxation softmax")
+        return
+    scheduled = str(settings["attention_epsilon_schedule"]) != "constant"
+    options = {
+        "relaxation": settings["attention_relaxation"],
+        "top-k": settings["attention_top_k"],
+        "epsilon": settings["attention_epsilon_end" if scheduled else "attention_epsilon"],
+        "score": settings["attention_score"],
+    }
+    print(*(f"--attention-{name} {value}" for name, value in options.items()))
+
+
+if __name__ == "__main__":
+    main()
