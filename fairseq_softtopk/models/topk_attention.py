@@ -49,7 +49,7 @@ class TopKAttentionConfig(RelaxationConfig):
     encoder_dropout_out: Optional[float] = with_help(None, "dropout of the encoder's output")
     decoder_dropout_in: Optional[float] = with_help(None, "dropout of the decoder's input embedding")
     decoder_dropout_out: Optional[float] = with_help(None, "dropout of the decoder's output")
-    criterion: Optional[str] = II("criterion._name")  # LSTMModel looks for adaptive_loss
+    criterion_name: Optional[str] = II("criterion._name")
 
 
 @register_model("topk_attention", dataclass=TopKAttentionConfig)
@@ -70,7 +70,8 @@ class TopKAttentionModel(LSTMModel):
             ImportError: if the relaxation needs a package that is not there.
         """
         options = vars(cfg) if isinstance(cfg, Namespace) else OmegaConf.to_container(cfg, resolve=True)
-        args = Namespace(**{"criterion": None, **{k: v for k, v in options.items() if v is not None}})
+        args = Namespace(**{k: v for k, v in options.items() if v is not None})
+        args.criterion = getattr(args, "criterion_name", None)  # LSTMModel looks for adaptive_loss
         relaxation, score = Relaxation.from_args(args), str(getattr(args, "attention_score", "general"))
         if score not in SCORES:
             raise ValueError(f"--attention-score must be one of {', '.join(SCORES)}, got {score}")

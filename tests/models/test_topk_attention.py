@@ -17,7 +17,7 @@ MODELS = [
     ("topk_attention", {"attention_score": "mlp", "encoder_bidirectional": True}),
     ("topk_attention", {"encoder_bidirectional": True, "encoder_layers": 2, "decoder_layers": 2}),
     ("topk_attention", {"share_all_embeddings": True, "encoder_freeze_embed": True}),
-    ("topk_attention", {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "6,10"}),
+    ("topk_attention", {"criterion_name": "adaptive_loss", "adaptive_softmax_cutoff": "6,10"}),
     *[(TRANSFORMER, {"attention_relaxation": kind}) for kind in RELAXATIONS],
     (TRANSFORMER, {"decoder_normalize_before": True, "share_all_embeddings": True}),
     (TRANSFORMER, {"encoder_embed_dim": 12, "checkpoint_activations": True}),
