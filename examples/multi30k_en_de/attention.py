@@ -7,12 +7,11 @@ of epsilon only the end counts: the new training starts where the old one ended.
 from __future__ import annotations
 
 import argparse
+import logging
 from argparse import Namespace
 from pathlib import Path
 
 import torch
-
-import fairseq_softtopk.plugin  # noqa: F401  what fairseq's checkpoints hold may be read
 
 
 def main() -> None:
@@ -20,6 +19,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     path = parser.parse_args().checkpoint
+    logging.disable(logging.INFO)  # what fairseq says when it is imported
+    import fairseq_softtopk.plugin  # noqa: F401  what fairseq's checkpoints hold may be read
+
     model = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["cfg"]["model"]
     settings = vars(model) if isinstance(model, Namespace) else model
     if "attention_relaxation" not in settings:  # fairseq's lstm
