@@ -10,6 +10,7 @@ import argparse
 import logging
 from argparse import Namespace
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 
@@ -22,7 +23,10 @@ def main() -> None:
     logging.disable(logging.INFO)  # what fairseq says when it is imported
     import fairseq_softtopk.plugin  # noqa: F401  what fairseq's checkpoints hold may be read
 
-    model = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["cfg"]["model"]
+    try:
+        model = torch.load(path, map_location="cpu", weights_only=True)["cfg"]["model"]
+    except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
+        raise SystemExit(f"attention.py: {path}: {str(error).splitlines()[0]}") from None
     settings = vars(model) if isinstance(model, Namespace) else model
     if "attention_relaxation" not in settings:  # fairseq's lstm
         print("--attention-relaxation softmax")

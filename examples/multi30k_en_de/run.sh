@@ -55,11 +55,10 @@ control=$(head -n 1 <<< "$names")
 
 for system in $SYSTEMS; do
   grep -qxF "$system" <<< "$names" || fail "no system $system in $systems, only $(echo "$names" | xargs)"
-  case $system in sparsemax | entmax15)
+  if [[ $system =~ ^(sparsemax|entmax15)$ ]]; then
     python -c 'import entmax' 2> /dev/null ||
       fail "$system wants the package entmax: pip install entmax, or name the others in SYSTEMS"
-    ;;
-  esac
+  fi
 done
 
 list() { # a line for each model: its name, its options

@@ -320,9 +320,7 @@ class SoftBeamCriterion(FairseqCriterion):
                 model, "--decoder-layerdrop, which drops other layers in the beam than in teacher forcing,"
             )
         with _encoder_output(model) as encoder_outs:
-            if (
-                rho > 0 or not self.training
-            ):  # validation logs it always, so that checkpoints can be chosen by it
+            if rho > 0 or not self.training:  # checkpoints may be chosen by it: validation always logs it
                 teacher_forcing, likelihood = self.teacher_forcing(model, sample)
                 _require_finite("teacher-forcing loss", teacher_forcing)
                 logging_output["teacher_forcing_loss"] = likelihood.detach()
