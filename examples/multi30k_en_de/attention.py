@@ -26,7 +26,7 @@ def main() -> None:
     try:
         model = torch.load(path, map_location="cpu", weights_only=True)["cfg"]["model"]
     except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
-        raise SystemExit(f"attention.py: {path}: {str(error).splitlines()[0]}") from None
+        raise SystemExit(f"attention.py: {path} cannot be read ({type(error).__name__})") from None
     settings = vars(model) if isinstance(model, Namespace) else model
     if "attention_relaxation" not in settings:  # fairseq's lstm
         print("--attention-relaxation softmax")
