@@ -12,7 +12,7 @@
 #   UPDATES=500           of pre-training; of real sentences some thousands
 #   FINETUNE_UPDATES=100  of each of the two
 #   MAX_TOKENS=1000       in an update
-#   ARCH=topk_attention_tiny   or any LSTM or Transformer that shares all embeddings
+#   ARCH=topk_attention_tiny   or another LSTM, such as lstm
 #   RUN=folder            where everything goes (default: runs/quickstart in this project)
 #   VENV=folder           virtual environment, made if there is none (default: .venv in this project)
 #   SEED=1
