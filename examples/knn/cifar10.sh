@@ -17,11 +17,11 @@ source "$recipe/../functions.sh"
 
 settings=(
   --network resnet18 --valid 5000 --shift 4 --flip
-  --optimizer sgd --lr 0.1 --weight-decay 5e-4 --epochs 200 --patience 200 --cosine
+  --optimizer sgd --lr 0.1 --weight-decay 5e-4 --epochs 200 --patience 200 --tune-epochs 20 --cosine
 )
 kind='' seeds=(1 2 3)
 case ${1:-} in
-  --reduced) kind=_reduced settings+=(--limit 10000 --width 16 --epochs 15) seeds=(1) && shift ;;
+  --reduced) kind=_reduced settings+=(--limit 10000 --width 16 --epochs 15 --tune-epochs 3) seeds=(1) && shift ;;
   --small) kind=_small settings+=(--limit 500 --valid 500 --width 8 --epochs 1) seeds=(1) && shift ;;
 esac
 RUN=${RUN:-$recipe/../../runs/knn_cifar10$kind}

@@ -15,7 +15,7 @@ recipe=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$recipe/../functions.sh"
 [ "${1:-}" != --help ] || show_help
 
-settings=(--valid 5000 --shift 2 --epochs 30 --patience 30 --cosine)
+settings=(--valid 5000 --shift 2 --epochs 20 --patience 20 --tune-epochs 4 --cosine)
 small='' seeds=(1 2 3)
 if [ "${1:-}" = --small ]; then
   shift
