@@ -16,8 +16,17 @@ need() { # need COMMAND...
 
 logged() { # logged FILE COMMAND...: what it prints goes into the file; if it fails, its last error is shown
   local log=$1 error='^(\[rank[0-9]+\]: |[^ ]+: )?[A-Za-z_.]*([Ee]rror|Exception): .' # or, without one, its last line
+  local before=0 said
   shift
-  "$@" >> "$log" 2>&1 || fail "$1: $({ grep -E "$error" "$log" || cat "$log"; } | tail -n 1) (see $log)"
+  [ ! -e "$log" ] || before=$(wc -c < "$log")
+  "$@" >> "$log" 2>&1 || {
+    said=$(tail -c "+$((before + 1))" "$log")
+    fail "$1: $({ grep -E "$error" <<< "$said" || echo "$said"; } | tail -n 1) (see $log)"
+  }
+}
+
+learn_bpe() { # learn_bpe MERGES CODES LOG: from standard input; subword-nmt's --output does not notice a full disk
+  subword-nmt learn-bpe -s "$1" > "$2" 2>> "$3" || fail "subword-nmt learn-bpe: $(tail -n 1 "$3") (see $3)"
 }
 
 step() { # step FOLDER COMMAND: makes RUN/FOLDER, under another name until the command has succeeded

@@ -118,7 +118,8 @@ tokenize() {
 
 learn_bpe() {
   cat "$run/text/train.tok.$src" "$run/text/train.tok.$tgt" |
-    logged "$run/bpe.log" subword-nmt learn-bpe -s "$merges" -o "$run/text/codes"
+    subword-nmt learn-bpe -s "$merges" > "$run/text/codes" 2>> "$run/bpe.log" ||
+    fail "subword-nmt failed, see $run/bpe.log"
   local split lang
   for split in train valid test; do
     for lang in "$src" "$tgt"; do

@@ -61,8 +61,7 @@ tokenize() {
 
 segment() {
   local out=$1 split lang
-  cat "$out"/train.tok.{en,de} |
-    logged "$RUN/prepare.log" subword-nmt learn-bpe -s "$BPE_MERGES" -o "$out/codes"
+  cat "$out"/train.tok.{en,de} | learn_bpe "$BPE_MERGES" "$out/codes" "$RUN/prepare.log"
   for split in train valid test; do
     for lang in en de; do
       subword-nmt apply-bpe -c "$out/codes" < "$out/$split.tok.$lang" > "$out/$split.bpe.$lang"

@@ -21,6 +21,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 need python subword-nmt fairseq-preprocess sacrebleu
 take_run_folder
 export here RUN
+LONGEST=1023 # pieces of a sentence that fairseq's task takes
 
 text() { python "$here/text.py" "$@"; }
 
@@ -42,11 +43,21 @@ parts() { # parts FOLDER COMMAND: as step, but keeps the shards that are finishe
 # -------------------------------------------------------------------------------------------- raw text
 
 take_text() { # take_text NAME OUT: a file of DATA, as text
+  local words=0
   take DATA "$1" "$2"
+  [[ $1 == train.* ]] || words=$LONGEST
+  text check "$2/$1" "$DATA/$1" "$words"
   if [ -n "$TOKENIZED" ]; then
     text detokenize "${1##*.}" < "$2/$1" > "$2/plain"
     mv "$2/plain" "$2/$1"
   fi
+}
+
+held_out_files() { # those that DATA has
+  local name
+  for name in {valid,test}.{"$SRC","$TGT"}; do
+    [ ! -f "$DATA/$name" ] && [ ! -f "$DATA/$name.gz" ] || echo "$name"
+  done
 }
 
 limit() { # limit OUT: the first PAIRS of the training pairs
@@ -66,7 +77,7 @@ take_raw() {
   else
     for language in "$SRC" "$TGT"; do take_text "train.$language" "$out"; done
     limit "$out"
-    if compgen -G "$DATA/valid.$SRC*" > /dev/null; then
+    if [ -n "$(held_out_files)" ]; then # all four, or take_text complains
       for split in valid test; do
         for language in "$SRC" "$TGT"; do take_text "$split.$language" "$out"; done
       done
@@ -84,6 +95,7 @@ take_raw() {
     [ "$source" -eq "$target" ] ||
       fail "$split.$SRC has $source lines but $split.$TGT has $target: they must be parallel"
   done
+  keep_settings
 }
 
 cut_shards() { # line by line in turn: fairseq shuffles within a shard only, so each must be a sample of all corpora
@@ -103,7 +115,7 @@ tokenize_shard() { # what is counted is written last: a shard that has it is com
   [ ! -e "$out/$shard.counts" ] || return 0
   # shellcheck disable=SC2086
   python "$here/text.py" tokens "$RUN/shards/$shard" "$out/$shard" "$SRC" "$TGT" $TOKENS \
-    --max-tokens "$MAX_TOKENS" --not-in "$RUN"/raw/{valid,test}.{"$SRC","$TGT"} > "$out/$shard.counts.part"
+    --max-tokens "$MAX_TOKENS" --not-in "$out"/{valid,test}.{"$SRC","$TGT"} > "$out/$shard.counts.part"
   mv "$out/$shard.counts.part" "$out/$shard.counts"
 }
 export -f tokenize_shard
@@ -132,12 +144,13 @@ learn() { # from as many lines of each shard
     for shard in $(shards); do head -n "$n" "$RUN/tokens/$shard.$language"; done >> "$out/sample"
   done
   if [ "$SEGMENTER" = bpe ]; then
-    logged "$RUN/prepare.log" subword-nmt learn-bpe -s "$MERGES" -i "$out/sample" -o "$out/codes"
+    learn_bpe "$MERGES" "$out/codes" "$RUN/prepare.log" < "$out/sample"
   else
     logged "$RUN/prepare.log" python -c 'import sys, sentencepiece as spm
 spm.SentencePieceTrainer.train(input=sys.argv[1], model_prefix=sys.argv[2], vocab_size=int(sys.argv[3]),
                                character_coverage=1.0, num_threads=int(sys.argv[4]),
-                               input_sentence_size=500_000, shuffle_input_sentence=True)' \
+                               input_sentence_size=500_000, shuffle_input_sentence=True)
+assert spm.SentencePieceProcessor(model_file=sys.argv[2] + ".model").vocab_size() == int(sys.argv[3])' \
       "$out/sample" "$out/spm" "$MERGES" "$WORKERS"
   fi
   rm "$out/sample"
@@ -152,11 +165,14 @@ segment() { # segment IN OUT: a file
   mv "$2.part" "$2"
 }
 
-segment_shard() {
+segment_shard() { # and the length of its longest sentence, which train.sh asks for
   local out=$1 shard=$2 language
+  [ ! -e "$out/$shard.longest" ] || return 0
   for language in "$SRC" "$TGT"; do
-    [ -e "$out/$shard.$language" ] || segment "$RUN/tokens/$shard.$language" "$out/$shard.$language"
+    segment "$RUN/tokens/$shard.$language" "$out/$shard.$language"
   done
+  awk 'NF > n { n = NF } END { print n + 0 }' "$out/$shard".{"$SRC","$TGT"} > "$out/$shard.longest.part"
+  mv "$out/$shard.longest.part" "$out/$shard.longest"
 }
 export -f segment segment_shard
 
@@ -165,8 +181,9 @@ segment_all() {
   for split in valid test; do
     segment_shard "$1" "$split"
     for language in "$SRC" "$TGT"; do
-      long=$(awk 'NF > 1023 { print "line " NR " has " NF " pieces"; exit }' "$1/$split.$language")
-      [ -z "$long" ] || fail "$RUN/raw/$split.$language, $long, more than the 1,023 that fairseq's task takes"
+      long=$(awk -v n="$LONGEST" 'NF > n { print "line " NR " has " NF " pieces"; exit }' "$1/$split.$language")
+      [ -z "$long" ] ||
+        fail "$split.$language, $long, more than the $LONGEST that fairseq's task takes: mend it, remove $RUN, run again"
     done
   done
   each_shard segment_shard "$1"

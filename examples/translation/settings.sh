@@ -47,6 +47,7 @@ export WORKERS=${WORKERS:-$(nproc)}                 # shards at a time
 # Training
 export SCHEDULE=${SCHEDULE:-modern}                 # or paper
 export DEVICE=${DEVICE:-gpu}                        # or cpu
+export PRECISION=${PRECISION:-}                     # fp16, amp or fp32: see train.sh
 export PROCESSES=${PROCESSES:-1}                    # on this machine, one for each GPU
 export NODES=${NODES:-1} NODE_RANK=${NODE_RANK:-0}  # machines, and which this one is
 export MASTER=${MASTER:-localhost:29500}            # host and port of the first
@@ -58,24 +59,33 @@ export AVERAGE=${AVERAGE:-5}                        # checkpoints whose mean is 
 settings=(SRC TGT PAIRS HELD_OUT SEGMENTER MERGES LEARN_LINES SHARD TOKENS MAX_TOKENS VALID_SET TEST_SET DATA TOKENIZED)
 
 take_run_folder() { # work under other settings must not be taken for its own
-  local name mine
+  local name
   case $SEGMENTER in
     bpe | sentencepiece) ;;
     *) fail "SEGMENTER must be bpe or sentencepiece, got $SEGMENTER" ;;
   esac
-  for name in PAIRS HELD_OUT MERGES LEARN_LINES SHARD WORKERS PROCESSES NODES NODE_RANK AVERAGE; do
+  for name in PAIRS NODE_RANK; do
     [[ ${!name} =~ ^[0-9]+$ ]] || fail "$name must be a whole number, got ${!name}"
+  done
+  for name in HELD_OUT MERGES LEARN_LINES SHARD MAX_TOKENS WORKERS PROCESSES NODES AVERAGE; do
+    [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "$name must be a positive whole number, got ${!name}"
   done
   for name in UPDATES BATCH FINETUNE_UPDATES FINETUNE_BATCH UPDATE_FREQ; do
     [[ ${!name} =~ ^([1-9][0-9]*)?$ ]] || fail "$name must be a positive whole number, got ${!name}"
   done
+  [ "$NODE_RANK" -lt "$NODES" ] || fail "NODE_RANK must be less than NODES, $NODES, got $NODE_RANK"
   [[ $RUN != *:* ]] || fail "RUN must not contain a colon, by which fairseq separates shards, got $RUN"
-  mine=$(for name in "${settings[@]}"; do echo "$name=${!name}"; done)
   mkdir -p "$RUN"
   RUN=$(cd "$RUN" && pwd)
-  [ -e "$RUN/settings" ] || echo "$mine" > "$RUN/settings"
-  [ "$(cat "$RUN/settings")" = "$mine" ] ||
-    fail "$RUN was made with other settings, see $RUN/settings: remove it or choose another RUN"
+  [ ! -e "$RUN/raw" ] || [ "$(cat "$RUN/settings")" = "$(own_settings)" ] ||
+    fail "$RUN was made with other settings, see $RUN/settings: remove it (but $RUN/downloads) or choose another RUN"
+}
+
+own_settings() { for name in "${settings[@]}"; do echo "$name=${!name}"; done; }
+
+keep_settings() { # of the first step, when it is complete
+  own_settings > "$RUN/settings.part"
+  mv "$RUN/settings.part" "$RUN/settings"
 }
 
 shards() { (cd "$RUN/shards" && find . -name "*.$SRC" -printf '%f\n' | sed "s/\.$SRC$//" | sort); }

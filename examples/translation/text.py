@@ -6,6 +6,8 @@
 - ``python text.py tokens IN OUT SRC TGT [filters]`` tokenises ``IN.SRC`` and ``IN.TGT`` into ``OUT.SRC`` and
   ``OUT.TGT`` and, with filters, leaves out pairs that are too long, too unlike in length, empty, or of which a
   sentence is in one of the held-out sets;
+- ``python text.py check FILE NAME WORDS`` ends with NAME and the line where a file is not UTF-8, or a line has
+  more than so many words;
 - ``python text.py detokenize LANGUAGE`` and ``python text.py pieces MODEL`` (SentencePiece) filter lines.
 
 XML entities that a Moses tokeniser has left (``&apos;``, ``&#91;``) are turned back into what they stand for.
@@ -46,6 +48,12 @@ def read_lines(file: IO[bytes], name: Path | str) -> Iterator[str]:
             raise TextError(f"{name}, line {number} is not UTF-8: {error.reason}") from error
 
 
+def read_file(path: Path) -> Iterator[str]:
+    """The lines of a file, see :func:`read_lines`."""
+    with path.open("rb") as file:
+        yield from read_lines(file, path)
+
+
 def read_pairs(prefix: Path, src: str, tgt: str) -> Iterator[tuple[str, str]]:
     """The sentence pairs of ``prefix.src`` and ``prefix.tgt``.
 
@@ -79,6 +87,14 @@ def write_pair(files: Iterable[IO[str]], pair: Iterable[str]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- steps
+
+
+def check(path: Path, name: str, words: int) -> None:
+    """Raises ``TextError`` where a line is not UTF-8 or has more words; the user calls the file ``name``."""
+    with path.open("rb") as file:
+        for number, line in enumerate(read_lines(file, name), 1):
+            if words and len(line.split()) > words:
+                raise TextError(f"{name}, line {number} has {len(line.split())} words, more than {words}")
 
 
 def hold_out(raw: Path, out: Path, src: str, tgt: str, pairs: int, words: int) -> None:
@@ -141,7 +157,7 @@ def tokens(args: argparse.Namespace) -> Counter[str]:
             Tokens(args.src, normalize=True, aggressive=args.aggressive),
             Tokens(args.tgt, normalize=False, aggressive=args.aggressive),
         ]
-    held_out = {key(sentence) for path in args.not_in for sentence in path.read_text().split("\n")} - {""}
+    held_out = {key(sentence) for path in args.not_in for sentence in read_file(path)} - {""}
     with ExitStack() as stack:
         files = open_pair(stack, args.output, args.src, args.tgt)
         for pair in read_pairs(args.input, args.src, args.tgt):
@@ -154,7 +170,7 @@ def tokens(args: argparse.Namespace) -> Counter[str]:
             if args.lower:
                 tokenized = [sentence.lower() for sentence in tokenized]
             reason = why_not([len(sentence.split()) for sentence in tokenized], args.max_tokens, args.max_ratio)
-            if reason is None and held_out and any(key(sentence) in held_out for sentence in pair):
+            if reason is None and held_out and any(key(sentence) in held_out for sentence in tokenized):
                 reason = "held out"
             if reason is None:
                 write_pair(files, pair if args.as_they_are else tokenized)
@@ -222,7 +238,11 @@ def main() -> None:
     )
     command.add_argument("--max-ratio", type=float, default=1.5, help="between the two lengths (default: 1.5)")
     command.add_argument("--as-they-are", action="store_true", help="write what is kept without changing it")
-    command.add_argument("--not-in", type=Path, nargs="*", default=[], help="files of held-out sentences")
+    command.add_argument("--not-in", type=Path, nargs="*", default=[], help="tokens of held-out sentences")
+    command = commands.add_parser("check")
+    command.add_argument("file", type=Path)
+    command.add_argument("name", help="what the user calls the file")
+    command.add_argument("words", type=int, help="of a line, at most; 0 for any number")
     command = commands.add_parser("detokenize")
     command.add_argument("language")
     command = commands.add_parser("pieces")
@@ -234,6 +254,8 @@ def main() -> None:
         elif args.command == "tokens":
             counts = tokens(args)
             print("\n".join(f"{number}\t{what}" for what, number in counts.items()))
+        elif args.command == "check":
+            check(args.file, args.name, args.words)
         elif args.command == "detokenize":
             detokenize(args.language)
         else:

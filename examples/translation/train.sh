@@ -4,12 +4,14 @@
 #   pretrained          from scratch, with teacher forcing
 #   control, soft_beam  fine-tunes that one, for the same number of updates: with teacher forcing, with the beam
 #
-#   SCHEDULE=modern     Adam, label smoothing, half precision on GPUs; paper: the paper's, 1.1 million updates
+#   SCHEDULE=modern     Adam, label smoothing; paper: the paper's, 1.1 million updates
 #   UPDATES, FINETUNE_UPDATES   empty: the schedule's, 100,000 and 4,000, or 1,000,000 and 100,000
 #   BATCH, FINETUNE_BATCH       of all processes together: tokens (modern: 64,000 and 16,000) or sentences (paper: 80)
 #   UPDATE_FREQ         batches of which a process makes its share of an update; empty: of modern, as many as
 #                       it takes to have the batches of 8 processes; of paper, 1
 #   DEVICE=gpu          or cpu
+#   PRECISION=fp16      or amp, or fp32, which is the only one on CPUs; empty: fp16 for modern on GPUs, else fp32.  There
+#                       is no bf16: fairseq-train's own --bf16 is for TPUs
 #   PROCESSES=1 NODES=1 NODE_RANK=0 MASTER=localhost:29500   see slurm.sh; one process for each GPU
 #   RUN=folder          where everything goes
 #
@@ -23,6 +25,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 [[ ${1:-} =~ ^(pretrained|control|soft_beam)$ ]] || fail "wants pretrained, control or soft_beam, see --help"
 [[ $SCHEDULE =~ ^(modern|paper)$ ]] || fail "SCHEDULE must be modern or paper, got $SCHEDULE"
 [[ $DEVICE =~ ^(gpu|cpu)$ ]] || fail "DEVICE must be gpu or cpu, got $DEVICE"
+if [ -z "$PRECISION" ]; then
+  PRECISION=fp32
+  [ "$DEVICE-$SCHEDULE" != gpu-modern ] || PRECISION=fp16
+fi
+[[ $PRECISION =~ ^(fp16|amp|fp32)$ ]] || fail "PRECISION must be fp16, amp or fp32, got $PRECISION"
+[ "$DEVICE" = gpu ] || [ "$PRECISION" = fp32 ] || fail "PRECISION must be fp32 on CPUs, got $PRECISION"
 need python fairseq-train torchrun
 take_run_folder
 name=$1 folder=$RUN/models/$1
@@ -79,21 +87,27 @@ esac
 every=$((updates < 20 ? 1 : updates / 20)) # 20 checkpoints, of which the last are kept
 schedule+=(--max-update "$updates" --save-interval-updates "$every" --keep-interval-updates "$AVERAGE")
 
-start=()
+start=() origin=''
 if [ "$name" != pretrained ]; then
-  [ -f "$RUN/models/pretrained/model.pt" ] || fail "$name starts from $RUN/models/pretrained/model.pt: train that first"
-  start=(--finetune-from-model "$RUN/models/pretrained/model.pt" --disable-validation)
+  pretrained=$RUN/models/pretrained/model.pt
+  [ -f "$pretrained" ] || fail "$name starts from $pretrained: train that first"
+  start=(--finetune-from-model "$pretrained" --disable-validation)
+  origin=" from $(sha256sum < "$pretrained" | cut -c 1-16)"
 fi
 if [ "$name" = control ]; then schedule+=(--teacher-forcing-ratio 1); fi
+
+[ -d "$RUN/data-bin" ] || fail "$RUN/data-bin is not there: run prepare.sh"
+if [ "$SCHEDULE" = modern ]; then # fairseq would leave out what is longer than a batch
+  longest=$(cat "$RUN"/pieces/*.longest | sort -n | tail -n 1)
+  [ "$batch" -gt "$longest" ] ||
+    fail "a process takes batches of $batch tokens, less than the longest sentence has, $longest: change BATCH or FINETUNE_BATCH, or UPDATE_FREQ=$UPDATE_FREQ"
+fi
 
 # ------------------------------------------------------------------------------------------- processes
 
 engine=(--update-freq "$UPDATE_FREQ" --distributed-world-size "$world" --load-checkpoint-on-all-dp-ranks)
-if [ "$DEVICE" = cpu ]; then
-  engine+=(--cpu)
-elif [ "$SCHEDULE" = modern ]; then
-  engine+=(--fp16)
-fi
+[ "$DEVICE" = gpu ] || engine+=(--cpu)
+[ "$PRECISION" = fp32 ] || engine+=("--$PRECISION")
 
 launch() { # launch OPTIONS...: fairseq-train, in as many processes as are wanted
   if [ "$world" -eq 1 ]; then
@@ -113,22 +127,34 @@ data=$(shards | sed "s|^|$RUN/data-bin/|" | paste -sd :)
 log=$folder/train.log
 mkdir -p "$folder"
 if [ "$NODE_RANK" -eq 0 ]; then
-  options="${ARCH[*]} ${schedule[*]} $*; $parts such batches"
-  [ -e "$folder/options" ] || echo "$options" > "$folder/options"
+  options="${ARCH[*]} ${schedule[*]} $*; $parts such batches, $PRECISION$origin"
+  if [ ! -e "$folder/options" ]; then
+    echo "$options" > "$folder/options.part"
+    mv "$folder/options.part" "$folder/options"
+  fi
   [ "$(cat "$folder/options")" = "$options" ] ||
-    fail "$folder was trained with other options (see the file options in it): remove it or choose another RUN"
+    fail "$folder was trained with other options, or from another model (see the file options in it): remove it or choose another RUN"
 else
   log=$folder/train-$NODE_RANK.log
 fi
 [ ! -e "$folder/model.pt" ] || { echo "-- train $name: done before" && exit; }
 
 echo "-- train $name, log in $log"
-if [ "$NODE_RANK" -eq 0 ]; then trap 'echo "$SECONDS" >> "$folder/seconds"' EXIT; fi # a line for each start
+if [ "$NODE_RANK" -eq 0 ]; then
+  trap 'echo "$SECONDS" >> "$folder/seconds"' EXIT # a line for each start
+  python "$here/checkpoints.py" mend "$folder"
+fi
 logged "$log" launch "$data" --user-dir "$PLUGIN" -s "$SRC" -t "$TGT" --save-dir "$folder" \
   "${start[@]}" "${ARCH[@]}" "${schedule[@]}" "${engine[@]}" --required-batch-size-multiple 1 \
-  --keep-last-epochs "$AVERAGE" --seed 1 \
+  --max-tokens-valid 4000 --keep-last-epochs "$AVERAGE" --seed 1 \
   --log-format simple --log-interval "$((every < 100 ? every : 100))" "$@"
 if [ "$NODE_RANK" -eq 0 ]; then
-  logged "$log" python "$here/average.py" "$folder" "$AVERAGE" "$every" "$folder/model.part"
+  python "$here/checkpoints.py" average "$folder" "$AVERAGE" "$every" "$folder/model.part"
   mv "$folder/model.part" "$folder/model.pt"
+else # what starts from it on this machine must find it
+  for ((second = 0; second < 600; second++)); do
+    [ ! -f "$folder/model.pt" ] || exit 0
+    sleep 1
+  done
+  fail "the first machine has not written $folder/model.pt ten minutes after the training's end"
 fi

@@ -1,19 +1,24 @@
 """The recipes at full size, ``examples/translation`` and those built on it, on a corpus of 600 pairs."""
 
+import ast
 import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import time
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from fairseq.optim.lr_scheduler.manual_lr_scheduler import ManualSchedule
 from sacrebleu import corpus_bleu
 from sacrebleu.dataset import DATASETS
 from sacremoses import MosesTokenizer
@@ -196,6 +201,21 @@ def test_the_papers_schedule_in_one_process(data, tmp_path):
         assert sizes and all(float(size) <= 80 for size in sizes) and max(map(float, sizes)) > 60
     assert "teacher_forcing_loss" in log and "soft_beam_loss" in log
 
+    # A million updates: the rate falls to a tenth every 100,000 from 500,000 on.
+    steps = ast.literal_eval(
+        re.search(r"--update2lr (\{.*?\})", (run / "models/pretrained/options").read_text())[1]
+    )
+    optimizer = SimpleNamespace(set_lr=lambda rate: None, get_lr=lambda: None)
+    schedule = ManualSchedule(Namespace(lr=[1.0], epoch2lr="{}", update2lr=str(steps)), optimizer)
+    for updates, rate in ((499_999, 1), (500_000, 0.1), (599_999, 0.1), (600_000, 0.01), (999_999, 1e-5)):
+        schedule.step_update(updates)
+        assert schedule.lr == rate
+
+    # Another pre-trained model is another start.
+    (run / "models" / "pretrained" / "model.pt").write_bytes(b"another")
+    done = bash("wmt16_en_de", "train.sh", "soft_beam", **settings)
+    fails_with(done, "models/soft_beam was trained with other options, or from another model")
+
 
 def test_the_shares_of_a_batch_are_whole(tmp_path):
     settings = {"RUN": tmp_path, "SCHEDULE": "paper", "PROCESSES": 3}
@@ -204,9 +224,31 @@ def test_the_shares_of_a_batch_are_whole(tmp_path):
 
 def test_the_error_of_a_process_is_shown(data, tmp_path):
     prepared(data, tmp_path / "run")
-    settings = {**SMALL, "RUN": tmp_path / "run", "BATCH": 80, "UPDATE_FREQ": 1}
+    settings = {**SMALL, "RUN": tmp_path / "run", "BATCH": 800, "UPDATE_FREQ": 1}
     done = bash("wmt16_en_de", "train.sh", "pretrained", "--patience", "much", **settings)
     fails_with(done, "argument --patience: invalid int value: 'much' (see")
+    done = bash("wmt16_en_de", "train.sh", "pretrained", **{**settings, "BATCH": 16})
+    fails_with(done, "a process takes batches of 8 tokens, less than the longest sentence has, ")
+
+
+def test_the_error_is_of_this_start_and_not_of_the_one_before(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("ValueError: of yesterday\n")
+    for command, message in (
+        ("bash -c 'echo one; echo two; exit 3'", "bash: two (see"),
+        ("bash -c 'echo KeyError: today; echo two; exit 3'", "bash: KeyError: today (see"),
+        ("bash -c 'kill -9 $$'", "bash:  (see"),
+    ):
+        script = f'source "{EXAMPLES}/functions.sh"; logged "{log}" {command}'
+        fails_with(subprocess.run(["bash", "-c", script], capture_output=True, text=True), message)
+
+
+def test_bpe_that_cannot_be_written_ends_preparation(text, tmp_path):
+    script = f'source "{EXAMPLES}/functions.sh"; learn_bpe 50 "$0" "{tmp_path}/log" < "{text}/train.en"'
+    done = subprocess.run(["bash", "-c", script, "/dev/full"], capture_output=True, text=True)
+    fails_with(done, "No space left on device")
+    subprocess.run(["bash", "-c", script, str(tmp_path / "codes")], check=True)
+    assert len(lines(tmp_path / "codes")) == 51
 
 
 SCONTROL = """#!/usr/bin/env bash
@@ -320,12 +362,34 @@ def test_checkpoints_of_epochs_are_averaged_where_they_stand_for_an_update(tmp_p
     save("checkpoint2", 3.0, 20)
     save("checkpoint_3_30", 8.0, 30)
     save("checkpoint_last", 100.0, 30)
-    command = [sys.executable, str(EXAMPLES / "translation" / "average.py"), str(tmp_path)]
+    command = [sys.executable, str(EXAMPLES / "translation" / "checkpoints.py"), "average", str(tmp_path)]
     for number, mean in (("2", 5.5), ("3", 4.0), ("9", 4.0)):
-        subprocess.run([*command, number, "10", str(tmp_path / "mean")], check=True, capture_output=True)
+        done = subprocess.run(
+            [*command, number, "10", str(tmp_path / "mean")], check=True, capture_output=True, text=True
+        )
         assert torch.load(tmp_path / "mean", weights_only=True)["model"]["w"].tolist() == [mean, mean]
+        assert ("there are no 9" in done.stdout) == (number == "9")
     done = subprocess.run([*command, "2", "7", str(tmp_path / "mean")], capture_output=True, text=True)
     fails_with(done, "no checkpoint of a multiple of 7 updates")
+
+
+def test_an_interrupted_copy_of_the_last_checkpoint_is_mended(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "translation" / "checkpoints.py"), "mend", str(tmp_path)]
+    for number, name in enumerate(("checkpoint_1_10", "checkpoint2", "checkpoint_3_30", "checkpoint_last")):
+        torch.save({"model": {"w": torch.full((999,), float(number))}}, tmp_path / f"{name}.pt")
+        os.utime(tmp_path / f"{name}.pt", (number, number))
+    whole = (tmp_path / "checkpoint_last.pt").read_bytes()
+    subprocess.run(command, check=True)
+    assert (tmp_path / "checkpoint_last.pt").read_bytes() == whole
+    for name in ("checkpoint_last", "checkpoint_3_30"):
+        os.truncate(tmp_path / f"{name}.pt", 2000)
+        os.utime(tmp_path / f"{name}.pt", (9, 9))
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "goes on from checkpoint2.pt" in done.stdout
+    assert (tmp_path / "checkpoint_last.pt").read_bytes() == (tmp_path / "checkpoint2.pt").read_bytes()
+    for path in tmp_path.glob("*.pt"):
+        os.truncate(path, 0)
+    fails_with(subprocess.run(command, capture_output=True, text=True), "cannot be read, nor any other there")
 
 
 # ------------------------------------------------------------------------------------------- downloads
@@ -416,7 +480,9 @@ def spoil(data, language, number, line):
 def test_what_is_not_utf8_is_named_with_its_line(data, tmp_path):
     spoil(data, "de", 17, "Gr\u00fc\u00dfe\n".encode("latin-1"))
     done = bash("wmt16_en_de", "prepare.sh", DATA=data, RUN=tmp_path / "run", **SMALL)
-    fails_with(done, "train.de, line 17 is not UTF-8")
+    fails_with(done, f"{data}/train.de, line 17 is not UTF-8")
+    spoil(data, "de", 17, "Gr\u00fc\u00dfe\n".encode())
+    prepared(data, tmp_path / "run")
 
 
 def test_files_of_different_lengths_are_named(data, tmp_path):
@@ -434,7 +500,36 @@ def test_a_held_out_line_that_is_too_long_for_fairseq_is_named(data, tmp_path):
         file.write("x " * 1500 + "\n")
         other.write("x\n")
     done = bash("wmt16_en_de", "prepare.sh", DATA=data, RUN=tmp_path / "run", **SMALL)
-    fails_with(done, "raw/test.de, line 4 has 1500 pieces, more than the 1,023 that fairseq's task takes")
+    fails_with(done, f"{data}/test.de, line 4 has 1500 words, more than 1023")
+    (data / "test.de").write_text("a b c\n" * 3 + "x" * 1500 + "\n")
+    done = bash("wmt16_en_de", "prepare.sh", DATA=data, RUN=tmp_path / "run", **SMALL)
+    fails_with(done, "test.de, line 4 has 1500 pieces, more than the 1023 that fairseq's task takes")
+    shutil.rmtree(tmp_path / "run")
+    (data / "test.de").write_text("a b c\n" * 4)
+    prepared(data, tmp_path / "run")
+
+
+def test_held_out_sets_are_given_whole_or_not_at_all(data, tmp_path):
+    for language in ("en", "de"):
+        (data / f"test.{language}").write_text("a b c\n" * 3)
+    done = bash("wmt16_en_de", "prepare.sh", DATA=data, RUN=tmp_path / "run", **SMALL)
+    fails_with(done, f"DATA={data} has neither valid.en.gz nor valid.en")
+
+
+def test_what_is_held_out_is_found_in_other_spellings(data, tmp_path):
+    spoil(data, "en", 30, "It\u2019s R&D that they  wanted here today .\n".encode())
+    for split in ("valid", "test"):
+        for language in ("en", "de"):
+            (data / f"{split}.{language}").write_text("it's R&amp;D that they wanted here today.\n" * 3)
+    assert "   1 held out\n" in prepared(data, tmp_path / "run")
+
+
+def test_a_first_try_with_a_wrong_folder_can_be_repeated(data, tmp_path):
+    done = bash("wmt16_en_de", "prepare.sh", DATA="/nowhere", RUN=tmp_path / "run", **SMALL)
+    fails_with(done, "DATA=/nowhere has neither")
+    prepared(data, tmp_path / "run")
+    done = bash("wmt16_en_de", "prepare.sh", DATA="/nowhere", RUN=tmp_path / "run", **SMALL)
+    fails_with(done, "was made with other settings")
 
 
 def test_lines_of_thousands_of_words_and_empty_ones_are_left_out(data, tmp_path):
@@ -448,7 +543,10 @@ def test_lines_of_thousands_of_words_and_empty_ones_are_left_out(data, tmp_path)
     ("settings", "message"),
     [
         ({"SEGMENTER": "words"}, "SEGMENTER must be bpe or sentencepiece, got words"),
-        ({"SHARD": "1e6"}, "SHARD must be a whole number, got 1e6"),
+        ({"SHARD": "1e6"}, "SHARD must be a positive whole number, got 1e6"),
+        ({"HELD_OUT": "0"}, "HELD_OUT must be a positive whole number, got 0"),
+        ({"PAIRS": "all"}, "PAIRS must be a whole number, got all"),
+        ({"NODES": "2", "NODE_RANK": "2"}, "NODE_RANK must be less than NODES, 2, got 2"),
         ({"HELD_OUT": "200"}, "has 600 pairs of 1 to 50 words, too few to hold out 400"),
         ({"BATCH": "0"}, "BATCH must be a positive whole number, got 0"),
         ({"RUN": "a:b"}, "RUN must not contain a colon"),
@@ -468,7 +566,10 @@ def test_bad_settings_name_the_value(data, tmp_path, settings, message):
         (["beam"], {}, "wants pretrained, control or soft_beam"),
         (["pretrained"], {"SCHEDULE": "old"}, "SCHEDULE must be modern or paper, got old"),
         (["soft_beam"], {"DEVICE": "tpu"}, "DEVICE must be gpu or cpu, got tpu"),
+        (["soft_beam"], {"PRECISION": "bf16"}, "PRECISION must be fp16, amp or fp32, got bf16"),
+        (["soft_beam"], {"DEVICE": "cpu", "PRECISION": "fp16"}, "PRECISION must be fp32 on CPUs, got fp16"),
         (["soft_beam"], {"DEVICE": "cpu"}, "models/pretrained/model.pt: train that first"),
+        (["pretrained"], {"DEVICE": "cpu"}, "data-bin is not there: run prepare.sh"),
     ],
 )
 def test_training_says_what_it_wants(tmp_path, arguments, settings, message):
