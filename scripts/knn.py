@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import math
+import pickle
 import sys
 import time
 from pathlib import Path
@@ -31,7 +33,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from knn_data import DataError, Images, Splits, load
-from knn_losses import DEFAULT, GRIDS, LOSSES, knn_loss, nearness
+from knn_losses import COST_SCALES, DEFAULT, GRIDS, LOSSES, knn_loss, nearness
 from knn_networks import Autoencoder, ConvNet, ResNet18
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
@@ -91,7 +93,8 @@ def loss_of(
         raise SystemExit(f"knn.py: the features of {method} are not finite: lower --lr")
     same_label = (labels[: args.queries, None] == labels[args.queries :]).to(distances.dtype)
     assert temperature is not None
-    return knn_loss(nearness(distances, method, args.k, temperature), same_label, args.k, args.loss)
+    near = nearness(distances, method, args.k, temperature, args.cost_scale)
+    return knn_loss(near, same_label, args.k, args.loss)
 
 
 # -------------------------------------------------------------------------------------- how it is trained
@@ -105,8 +108,8 @@ def as_batch(images: Images, chosen: Any, device: torch.device) -> tuple[Tensor,
 
 def augment(pixels: Tensor, shift: int, flip: bool) -> Tensor:
     """Each image moved by up to ``shift`` pixels in both directions, and flipped or not."""
-    number, size = len(pixels), pixels.size(-1)
-    windows = F.pad(pixels, (shift,) * 4).unfold(2, size, 1).unfold(3, size, 1)
+    number, _, height, width = pixels.shape
+    windows = F.pad(pixels, (shift,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     top, left = torch.randint(2 * shift + 1, (2, number))
     moved = windows[torch.arange(number), :, top, left]
     flipped = ((torch.rand(number) < 0.5) & flip)[:, None, None, None].to(pixels.device)
@@ -123,7 +126,10 @@ def features_of(network: nn.Module, images: Images, device: torch.device) -> np.
         for start in range(0, len(images.labels), size)
     ]
     network.train()
-    return np.concatenate(parts)
+    features = np.concatenate(parts)
+    if not np.isfinite(features).all():
+        raise SystemExit("knn.py: the features are not finite: lower --lr")
+    return features
 
 
 def neighbours_accuracy(
@@ -180,15 +186,18 @@ class Training:
 
     def resume(self, path: Path) -> None:
         """Goes on where the checkpoint is."""
-        saved = torch.load(path, map_location=self.device, weights_only=True)
-        for name, value in self.options.items():
-            was = saved["options"].get(name)
-            if was != value:
-                raise SystemExit(f"knn.py: {path.parent} was trained with {name} {was}, not {value}: remove it")
+        try:
+            saved = torch.load(path, map_location=self.device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise SystemExit(
+                f"knn.py: {path} cannot be read, remove it: {str(error).splitlines()[0]}"
+            ) from error
+        if other := difference(saved["options"], self.options):
+            raise SystemExit(f"knn.py: {path.parent} was trained with {other}: remove it")
         self.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"].cpu())
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" and "device_rng" in saved:
             torch.get_device_module(self.device).set_rng_state(saved["device_rng"].cpu(), self.device)
         self.curve, self.best = saved["curve"], saved["best"]
         self.best_parameters = saved["best_parameters"]
@@ -253,9 +262,27 @@ def options_of_the_run(data: Splits, args: Any) -> dict[str, str]:
         for name, value in vars(args).items()
         if name not in NOT_OF_THE_RUN
     } | {
-        "--data": f"of {tuple(data.train.pixels.shape)}",
+        "--data": str(data),
         **({"--epochs": str(args.epochs)} if args.cosine else {}),
     }
+
+
+def difference(saved: dict[str, str], options: dict[str, str]) -> str | None:
+    """The first option that is not what it was."""
+    for name, value in options.items():
+        if saved.get(name) != value:
+            return f"{name} {saved.get(name)}, not {value}"
+    return None
+
+
+def claim(folder: Path, options: dict[str, str]) -> None:
+    """Sees to it that a folder holds results of the same options only."""
+    path = folder / "options.json"
+    if not path.exists():
+        path.with_suffix(".part").write_text(json.dumps(options, indent=2) + "\n")
+        path.with_suffix(".part").replace(path)
+    elif other := difference(json.loads(path.read_text()), options):
+        raise SystemExit(f"knn.py: the results in {folder} are with {other}: choose another --out")
 
 
 def learning_rate(epoch: int, args: Any) -> float:
@@ -314,7 +341,7 @@ def run(method: str, data: Splits, args: Any) -> list[list[Result]]:
     if method in UNTRAINED:
         return [[untrained(method, data, args)]]
     temperatures: tuple[float | None, ...] = (None,)
-    if method in NEIGHBOURS and args.tune:
+    if method in NEIGHBOURS and args.tune and args.temperature is None:
         temperatures = (tune(method, data, args),)
     elif method in NEIGHBOURS:
         temperatures = tuple(args.temperature or (DEFAULT[method],))
@@ -365,7 +392,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--tune",
         action="store_true",
-        help="try four temperatures with the first seed, keep the one with the best validation accuracy",
+        help="without --temperature: try four with the first seed, keep that with the best validation accuracy",
     )
     add("--tune-epochs", type=int, help="of each of them, at most (default: a third of --epochs)")
     add(
@@ -373,6 +400,13 @@ def parse_args() -> argparse.Namespace:
         choices=LOSSES,
         default="share",
         help="of the share p of right neighbours: 1 - p, or -ln p (default: share)",
+    )
+    add(
+        "--cost-scale",
+        choices=COST_SCALES,
+        default="mean",
+        help="what squared distances are divided by: the mean of a query, or, as in the paper, the largest in "
+        "the batch, for soft_topk and soft_topk_200 (default: mean)",
     )
     add("--queries", type=int, default=100, help="per step (default: 100)")
     add("--templates", type=int, default=100, help="per step (default: 100)")
@@ -407,14 +441,18 @@ def parse_args() -> argparse.Namespace:
                 parser.error(f"--{name.replace('_', '-')} must be at least {lowest}, got {getattr(args, name)}")
     if not 1 <= args.k <= args.templates:
         parser.error(f"--k must lie in [1, {args.templates}], the templates of a step, got {args.k}")
-    if args.tune and args.temperature is not None:
-        parser.error("--tune tries temperatures of its own: leave out --temperature")
+    for method in args.method if args.cost_scale == "batch_max" else ():
+        if method in NEIGHBOURS and not method.startswith("soft_topk"):
+            parser.error(f"--cost-scale batch_max is for soft_topk and soft_topk_200, got --method {method}")
     for name, values in (("temperature", args.temperature or []), ("lr", [args.lr])):
         for value in values:
             if not 0 < value < math.inf:
                 parser.error(f"--{name} must be positive and finite, got {value}")
-    if args.out is not None and args.out.exists() and not args.out.is_dir():
-        parser.error(f"--out must be a folder, {args.out} is a file")
+    if args.out is not None:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--out must be a folder: {error}")
     return args
 
 
@@ -463,6 +501,8 @@ def main() -> None:
         check_sizes(data, args)
     except DataError as error:
         raise SystemExit(f"knn.py: {error}") from error
+    if args.out is not None:
+        claim(args.out, options_of_the_run(data, args))
     header = (
         "method", "temperature", "test accuracy, %", "validation", "seeds", "epochs", "seconds per epoch"
     )  # fmt: skip

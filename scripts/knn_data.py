@@ -17,6 +17,7 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,12 +34,16 @@ class Images(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """The data, and the names of the classes."""
+    """The data, the names of the classes, and a checksum of what was read."""
 
     train: Images
     valid: Images
     test: Images
     classes: list[str]
+    checksum: str
+
+    def __str__(self) -> str:
+        return f"{self.train.pixels.shape}, {self.checksum}"
 
 
 class DataError(ValueError):
@@ -82,6 +87,9 @@ def load(folder: Path | None, num_valid: int, seed: int, limit: int = 0) -> Spli
             raise DataError(f"{folder}: label {wrong[0]} in the {name} set, of {len(classes)} classes")
     if not 0 < num_valid < len(train.labels):
         raise DataError(f"{num_valid} validation images of {len(train.labels)} training images")
+    checksum = sha256()
+    for array in (*train, *test):
+        checksum.update(np.ascontiguousarray(array).data)
     order = np.random.default_rng(seed).permutation(len(train.labels))
     valid, rest = order[:num_valid], np.sort(order[num_valid : num_valid + limit if limit else None])
     return Splits(
@@ -89,6 +97,7 @@ def load(folder: Path | None, num_valid: int, seed: int, limit: int = 0) -> Spli
         Images(train.pixels[valid], train.labels[valid]),
         test,
         classes,
+        checksum.hexdigest()[:12],
     )
 
 
@@ -209,7 +218,9 @@ def read_cifar_python(path: Path) -> Images:
     try:
         batch = _ArraysOnly(io.BytesIO(_read_bytes(path)), encoding="bytes").load()
         pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"], np.int64)
-        pixels = pixels.astype(np.uint8).reshape(-1, 3, 32, 32)
+        if pixels.dtype != np.uint8 or labels.ndim != 1:
+            raise ValueError(f"its data are {pixels.dtype}, its labels have {labels.ndim} dimensions")
+        pixels = pixels.reshape(-1, 3, 32, 32)
     except Exception as error:  # a broken pickle may raise anything
         raise DataError(f"{path} is not a batch of CIFAR-10: {error}") from error
     if len(pixels) != len(labels):
@@ -229,36 +240,38 @@ def _read_bytes(path: Path) -> bytes:
 def read_pictures(folder: Path) -> tuple[Images, Images, list[str]]:
     """``SPLIT/CLASS/*``, in the folder or in the one archive that it holds."""
     archives = sorted(path for path in folder.iterdir() if {".tar", ".tgz"} & set(path.suffixes))
-    found: dict[str, list[tuple[str, np.ndarray]]] = {"train": [], "test": []}
+    found: dict[str, list[tuple[str, str, np.ndarray]]] = {"train": [], "test": []}
     for name, data in _in_archive(archives[0]) if len(archives) == 1 else _in_folder(folder):
         *_, split, label, _ = ("", "", *name.split("/"))
         if split in found:
-            found[split].append((label, _decode(name, data)))
+            found[split].append((label, name, _decode(name, data)))
     for split, pictures in found.items():
         if not pictures:
             raise DataError(
                 f"{folder} holds neither MNIST nor CIFAR-10 in their own formats, nor pictures {split}/CLASS/*"
             )
-    classes = sorted({label for label, _ in found["train"]})
-    unknown = sorted({label for label, _ in found["test"]} - set(classes))
+    classes = sorted({label for label, _, _ in found["train"]})
+    unknown = sorted({label for label, _, _ in found["test"]} - set(classes))
     if unknown:
         raise DataError(f"{folder}: the test set has a class {unknown[0]} that the training set does not have")
 
-    def collect(pictures: list[tuple[str, np.ndarray]]) -> Images:
-        shapes = {pixels.shape for _, pixels in pictures}
-        if len(shapes) > 1:
-            raise DataError(
-                f"{folder}: pictures of different sizes, {sorted(shapes)[0]} and {sorted(shapes)[1]}"
-            )
-        labels = np.array([classes.index(label) for label, _ in pictures], np.int64)
-        return Images(np.stack([pixels for _, pixels in pictures]), labels)
+    def collect(pictures: list[tuple[str, str, np.ndarray]]) -> Images:
+        _, first, one = pictures[0]
+        for _, name, other in pictures:
+            if other.shape != one.shape:
+                raise DataError(
+                    f"{folder}: pictures of different channels, height or width: {first} has {one.shape}, "
+                    f"{name} has {other.shape}"
+                )
+        labels = np.array([classes.index(label) for label, _, _ in pictures], np.int64)
+        return Images(np.stack([pixels for _, _, pixels in pictures]), labels)
 
     return collect(found["train"]), collect(found["test"]), classes
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(folder.glob("*/*/*")):
-        if path.suffix.lower() in PICTURES:
+        if path.suffix.lower() in PICTURES and path.is_file():
             yield path.relative_to(folder).as_posix(), path.read_bytes()
 
 
@@ -266,19 +279,28 @@ def _in_archive(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(path) as archive:
             for member in archive:
-                file = archive.extractfile(member) if member.name.lower().endswith(PICTURES) else None
+                picture = member.isfile() and member.name.lower().endswith(PICTURES)
+                file = archive.extractfile(member) if picture else None
                 if file is not None:
                     yield member.name, file.read()
+            if path.suffix == ".tar":  # compressed ones have checksums; here a broken header looks like the end
+                stream: Any = archive.fileobj
+                stream.seek(archive.offset)
+                if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise DataError(f"{path} is truncated or broken after {archive.offset} bytes")
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path} cannot be unpacked: {error}") from error
+        raise DataError(f"{path} cannot be unpacked: {str(error).splitlines()[0]}") from error
 
 
 def _decode(name: str, data: bytes) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            pixels = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+            mode = picture.mode
+            pixels = np.asarray(picture.convert("L" if mode in ("1", "L") else "RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} is not a picture: {error}") from error
+    if mode.startswith(("I", "F")):  # these would become white
+        raise DataError(f"{name} has pixels of more than 8 bits")
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

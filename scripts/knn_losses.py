@@ -9,6 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from fairseq_softtopk.ops import neuralsort, relax_subset, sinkhorn_sort, soft_topk, softmax_k
+from fairseq_softtopk.ops.problem import watched
 
 # Temperatures, or entropic weights, that --tune tries; of distances whose mean is SCALE for a query.
 GRIDS = {
@@ -33,18 +34,25 @@ DEFAULT = {
 # Gumbel noise has a deviation of 1.3: distances must be large against it, or it alone chooses.
 SCALE = {"relax_subset": 10.0, "neuralsort_sampled": 10.0}
 LOSSES = ("share", "cross_entropy")
+COST_SCALES = ("mean", "batch_max")
 
 
-def nearness(distances: Tensor, method: str, k: int, temperature: float) -> Tensor:
+def nearness(distances: Tensor, method: str, k: int, temperature: float, cost_scale: str = "mean") -> Tensor:
     """How much each template is one of the k nearest, (q, t), rows summing to k.
 
     Args:
-        distances: (q, t), squared distances. They are divided by the mean of a query, through which the
-            gradient flows: without it every step would lengthen the features, on which nothing depends.
+        distances: (q, t), squared distances.
         method: one of ``GRIDS``.
         k: how many neighbours.
         temperature: of the relaxation, or its entropic weight.
+        cost_scale: ``"mean"``: distances are divided by the mean of a query, through which the gradient flows:
+            without it every step would lengthen the features, on which nothing depends. ``"batch_max"``, of
+            ``soft_topk`` and ``soft_topk_200`` only: as in the paper's code, the cost is divided by the largest
+            of the batch, through which none flows.
     """
+    if cost_scale == "batch_max":
+        select = partial(soft_topk, k=k, epsilon=temperature, largest=False, cost_scale="batch_max")
+        return select(distances) if method == "soft_topk" else _by_200_steps(select, distances)
     scaled = SCALE.get(method, 1.0) * distances / distances.mean(1, keepdim=True).clamp(min=1e-12)
     relax: Callable[[Tensor], Tensor] = {
         "softmax_k": lambda d: softmax_k(d, k, temperature=temperature, largest=False).sum(-1),
@@ -54,22 +62,24 @@ def nearness(distances: Tensor, method: str, k: int, temperature: float) -> Tens
             d, k, temperature=temperature, largest=False, sample=True
         ).sum(-1),
         "sinkhorn_sort": lambda d: _by_200_steps(
-            partial(sinkhorn_sort, d, k, epsilon=temperature, largest=False)
+            partial(sinkhorn_sort, k=k, epsilon=temperature, largest=False), d
         ).sum(-1),
         "soft_topk": partial(soft_topk, k=k, epsilon=temperature, largest=False),
-        "soft_topk_200": lambda d: _by_200_steps(partial(soft_topk, d, k, epsilon=temperature, largest=False)),
+        "soft_topk_200": partial(_by_200_steps, partial(soft_topk, k=k, epsilon=temperature, largest=False)),
     }[method]
     return relax(scaled)
 
 
-def _by_200_steps(operator: Callable[..., Tensor]) -> Tensor:
+def _by_200_steps(operator: Callable[..., Tensor], distances: Tensor) -> Tensor:
     """What Sinkhorn's algorithm gives after 200 steps, which may be far from the solution: the point of it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=RuntimeWarning)
-        try:
-            return operator(solver="sinkhorn")
-        except ValueError:  # it underflows; the other is ten times as slow
-            return operator(solver="sinkhorn_log")
+        if watched(distances):
+            try:
+                return operator(distances, solver="sinkhorn")
+            except ValueError:  # it underflows, which an accelerator would only tell too late
+                pass
+        return operator(distances, solver="sinkhorn_log")  # ten times as slow
 
 
 def knn_loss(nearness: Tensor, same_label: Tensor, k: int, loss: str) -> Tensor:

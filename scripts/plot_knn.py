@@ -47,8 +47,10 @@ class Run:
         self.k = int(options["--k"])
         self.splits: Splits = load(data, int(options["--valid"]), seed=1, limit=int(options["--limit"]))
         shape = self.splits.train.pixels.shape
-        if f"of {tuple(shape)}" != options["--data"]:
-            raise SystemExit(f"plot_knn.py: {folder} was trained on images {options['--data']}, not of {shape}")
+        if str(self.splits) != options["--data"]:
+            raise SystemExit(
+                f"plot_knn.py: {folder} was trained on other images, {options['--data']}, not {self.splits}"
+            )
         self.encoder: nn.Module = (
             ConvNet(shape[1], shape[2])
             if options["--network"] == "conv"
@@ -95,10 +97,11 @@ def draw_neighbours(run: Run, number: int) -> Any:
     shuffled = np.random.default_rng(0).permutation(len(wrong))
     queries = shuffled[np.argsort(~wrong[shuffled], kind="stable")][:number]
     nearest = classifier.kneighbors(features[queries], return_distance=False)
+    rows = len(queries)
     figure, axes = plt.subplots(
-        number, 1 + run.k, figsize=(1 + run.k, 1.25 * number), squeeze=False, layout="constrained"
+        rows, 1 + run.k, figsize=(1 + run.k, 0.5 + 1.25 * rows), squeeze=False, layout="constrained"
     )
-    figure.suptitle(f"{run.title}: {wrong.sum()} of {len(wrong)} test images wrong")
+    figure.suptitle(f"{run.title}: kNN has {wrong.sum()} of {len(wrong)} test images wrong")
     for row, query, templates in zip(axes, queries, nearest, strict=True):
         pictures = [(test, query), *((train, template) for template in templates)]
         for axis, (images, i) in zip(row, pictures, strict=True):
@@ -159,6 +162,10 @@ def main() -> None:
             command.add_argument("--number", type=int, default=default, help=f"of images (default: {default})")
         command.add_argument("--out", type=Path, required=True, metavar="PNG")
     args = parser.parse_args()
+    if not args.out.resolve().parent.is_dir():
+        parser.error(f"--out: there is no folder {args.out.resolve().parent}")
+    if args.out.suffix.lower() not in (".png", ".pdf", ".svg"):
+        parser.error(f"--out must end in .png, .pdf or .svg, got {args.out}")
     if args.kind == "accuracy":
         if not (args.folder / "results.tsv").is_file():
             parser.error(f"{args.folder / 'results.tsv'} does not exist")

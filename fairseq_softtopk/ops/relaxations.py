@@ -19,10 +19,11 @@ from .transport import solve_transport
 def softmax_k(
     scores: Tensor, k: int, *, temperature: float = 1.0, dim: int = -1, largest: bool = True
 ) -> Tensor:
-    """For each rank a softmax over what the better ranks leave (Goyal et al. 2018, continuous beam search).
+    """For each rank a softmax over what the better ranks leave: "softmax k times".
 
     Entry [..., i, l] is ``exp(x_i / temperature)`` over the sum of those that are not among the l best, and 0
-    if i is one of them.
+    if i is one of them.  The continuous beam search of Goyal et al. (2018, Algorithm 2) also takes k softmaxes,
+    but of ``-(x - m_l)^2 / temperature``, m_l the l-th largest score, and masks none.
 
     Args:
         scores: any shape, floating point.
@@ -164,13 +165,21 @@ def sinkhorn_sort(
     """
     x = _prepare(scores, k, dim, largest)
     n = x.size(-1)
+    if n == 0:
+        return scores.movedim(dim, -1).unsqueeze(-1).expand(*x.shape, k)
 
     def complain() -> NoReturn:
         raise ValueError("sinkhorn_sort knows no masked scores: its targets are as many as the scores")
 
     require(x != -math.inf, complain)
-    deviation = x.std(-1, correction=0, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
-    squashed = torch.sigmoid((x - x.mean(-1, keepdim=True)) / deviation)
+    centred = x - x.mean(-1, keepdim=True)
+    # Scores that are equal but for rounding have no deviation to divide by: they stay so, without a gradient.
+    largest_score = x.detach().abs().amax(-1, keepdim=True)
+    spread = centred.detach().abs().amax(-1, keepdim=True)
+    equal = spread <= 4 * torch.finfo(x.dtype).eps * largest_score
+    centred = centred.masked_fill(equal, 0.0)
+    deviation = centred.square().mean(-1, keepdim=True).masked_fill(equal, 1.0).sqrt()
+    squashed = torch.sigmoid(centred / deviation)
     targets = torch.linspace(1, 0, n, dtype=x.dtype, device=x.device)
     cost = (squashed.unsqueeze(-1) - targets).square()
     mass = torch.full_like(targets, 1 / n)
@@ -185,7 +194,7 @@ def _prepare(scores: Tensor, k: int, dim: int, largest: bool) -> Tensor:
     if not scores.is_floating_point():
         raise ValueError(f"scores must be floating point, got {scores.dtype}")
     x = scores.movedim(dim, -1).to(torch.promote_types(scores.dtype, torch.float32))
-    if isinstance(k, Tensor) or not 0 <= k <= x.size(-1):
+    if isinstance(k, Tensor) or not float(k).is_integer() or not 0 <= k <= x.size(-1):
         refuse_k(k, x.size(-1))
     x = x if largest else -x
     fine = ~x.isnan() & (x != math.inf) & ((x != -math.inf).sum(-1, keepdim=True) >= k)

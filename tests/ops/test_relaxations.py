@@ -173,6 +173,7 @@ def test_any_dimension(relaxation):
         (torch.tensor(1.0), 1, "at least one dimension"),
         (torch.tensor([1, 2]), 1, "must be floating point, got torch.int64"),
         (torch.tensor([1.0, 2.0]), 3, r"k must lie in \[0, 2\], the number of scores, got 3"),
+        (torch.tensor([1.0, 2.0]), 1.5, "k must be an integer, got 1.5"),
         (torch.tensor([1.0, math.nan]), 1, "scores contain NaN"),
         (torch.tensor([1.0, math.inf]), 1, "the infinity that no selection can avoid"),
         (torch.tensor([1.0, -math.inf]), 2, "k = 2 elements to select, but the mask leaves only 1"),
@@ -181,6 +182,24 @@ def test_any_dimension(relaxation):
 def test_bad_input_is_named(relaxation, scores, k, message):
     with pytest.raises(ValueError, match=message):
         relaxation(scores, k)
+
+
+@pytest.mark.parametrize("relaxation", ALL)
+def test_nothing_to_select_from(relaxation):
+    weights = relaxation(torch.empty(2, 0), 0)
+    assert weights.shape in ((2, 0), (2, 0, 0))
+
+
+@pytest.mark.parametrize("relaxation", ALL)
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.3, 1.0, -7.0, 1e20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_scores_have_equal_weights_and_a_bounded_gradient(relaxation, value, dtype):
+    scores = torch.full((2, 100), value, dtype=dtype, requires_grad=True)
+    weights = relaxation(scores, 9)
+    if relaxation is not softmax_k:  # which breaks the tie
+        torch.testing.assert_close(indicator(weights)[:, 0], torch.full((2,), 0.09, dtype=dtype))
+    (gradient,) = torch.autograd.grad((weights * torch.randn_like(weights)).sum(), scores)
+    assert gradient.abs().max() < 100
 
 
 @pytest.mark.parametrize("relaxation", WITH_TEMPERATURE)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+from knn import augment
 from knn_losses import DEFAULT, GRIDS, knn_loss, nearness
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "knn.py"
@@ -93,7 +94,43 @@ def test_a_run_does_not_go_on_under_other_options(tmp_path):
     table(knn(*options))
     other = knn(*options, "--loss", "cross_entropy")
     assert other.returncode == 1
+    assert other.stderr.splitlines()[-1].endswith("with --loss share, not cross_entropy: choose another --out")
+    before = (tmp_path / "results.tsv").read_text()
+    assert knn(*options, "--method", "knn", "--k", "1").returncode == 1
+    assert (tmp_path / "results.tsv").read_text() == before
+    (tmp_path / "options.json").unlink()
+    other = knn(*options, "--loss", "cross_entropy")
     assert other.stderr.splitlines()[-1].endswith("trained with --loss share, not cross_entropy: remove it")
+    (tmp_path / "options.json").unlink()
+    checkpoint = tmp_path / "softmax_k_0.1" / "seed1" / "last.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    assert "last.pt cannot be read, remove it" in knn(*options).stderr.splitlines()[-1]
+
+
+def test_the_rows_with_200_sinkhorn_steps_do_not_wait_for_an_error_of_an_accelerator(monkeypatch):
+    distances = torch.rand(5, 100) + 1
+    distances[:, :10] *= 1e-3
+    kept = nearness(distances, "sinkhorn_sort", 9, 0.001)
+    for module in ("fairseq_softtopk.ops.problem", "fairseq_softtopk.ops.transport", "knn_losses"):
+        monkeypatch.setattr(f"{module}.watched", lambda tensor: False)
+    torch.testing.assert_close(nearness(distances, "sinkhorn_sort", 9, 0.001), kept)
+
+
+def test_the_papers_scale_of_the_cost_is_that_of_the_batch():
+    distances = torch.rand(5, 100)
+    near = nearness(distances, "soft_topk", 9, 0.1, "batch_max")
+    rows = torch.cat((distances, 100 * torch.rand(1, 100)))
+    assert not near.allclose(nearness(rows, "soft_topk", 9, 0.1, "batch_max")[:5])
+    assert near.allclose(nearness(7 * distances, "soft_topk_200", 9, 0.1, "batch_max"), atol=1e-3)
+    rows = table(knn("--cost-scale", "batch_max", "--temperature", "0.01", "--tune", "--epochs", "2"))
+    assert rows["soft_topk"][0] == "0.01" and float(rows["soft_topk"][1]) > 80
+
+
+def test_pictures_need_not_be_square():
+    torch.manual_seed(0)
+    pixels = torch.rand(4, 3, 6, 10)
+    assert augment(pixels, 0, flip=False).equal(pixels)
+    assert augment(pixels, 2, flip=True).shape == pixels.shape
 
 
 def test_tune_keeps_the_temperature_with_the_best_validation_accuracy(tmp_path):
@@ -118,7 +155,11 @@ def test_several_temperatures_are_rows_and_a_picture(tmp_path):
     )  # fmt: skip
     assert [line.split(" | ")[1] for line in done.stdout.splitlines()[4:]] == ["0.01", "0.1"] * 2
     run = str(tmp_path / "soft_topk_0.01" / "seed1")
-    for options in (["accuracy", str(tmp_path)], ["neighbours", run], ["features", run, run, "--number", "60"]):
+    for options in (
+        ["accuracy", str(tmp_path)],
+        ["neighbours", run, "--number", "5"],
+        ["features", run, run, "--number", "60"],
+    ):
         picture = tmp_path / f"{options[0]}.png"
         subprocess.run([sys.executable, str(PLOT), *options, "--out", str(picture)], check=True, timeout=300)
         with Image.open(picture) as image:
@@ -132,10 +173,12 @@ def test_several_temperatures_are_rows_and_a_picture(tmp_path):
         (["neighbours", "nowhere"], "nowhere holds no training of knn.py"),
         (["accuracy", "nowhere"], "nowhere/results.tsv does not exist"),
         (["features", "nowhere", "--number", "3"], "--number must be at least 4, got 3"),
+        (["features", "nowhere", "--out", "nowhere/x.png"], "--out: there is no folder "),
+        (["features", "nowhere", "--out", "x.txt"], "--out must end in .png, .pdf or .svg, got x.txt"),
     ],
 )
 def test_plots_of_nothing_say_so(options, message, tmp_path):
-    command = [sys.executable, str(PLOT), *options, "--out", str(tmp_path / "x.png")]
+    command = [sys.executable, str(PLOT), options[0], "--out", str(tmp_path / "x.png"), *options[1:]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0 and message in done.stderr.splitlines()[-1]
 
@@ -147,7 +190,7 @@ def test_plots_of_nothing_say_so(options, message, tmp_path):
         (["--k", "101"], "got 101"),
         (["--temperature", "0"], "--temperature must be positive and finite, got 0.0"),
         (["--temperature", "0.1", "inf"], "--temperature must be positive and finite, got inf"),
-        (["--temperature", "0.1", "--tune"], "--tune tries temperatures of its own: leave out --temperature"),
+        (["--cost-scale", "batch_max", "--method", "neuralsort"], "is for soft_topk and soft_topk_200, got"),
         (["--limit", "-1"], "--limit must be at least 0, got -1"),
         (["--shift", "-1"], "--shift must be at least 0, got -1"),
         (["--weight-decay", "-1"], "--weight-decay must be at least 0, got -1.0"),
@@ -155,7 +198,8 @@ def test_plots_of_nothing_say_so(options, message, tmp_path):
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--tune-epochs", "0"], "--tune-epochs must be at least 1, got 0"),
         (["--device", "abacus"], "argument --device: abacus: Expected one of cpu, cuda"),
-        (["--out", str(SCRIPT)], "knn.py is a file"),
+        (["--out", str(SCRIPT)], "--out must be a folder: "),
+        (["--out", str(SCRIPT / "x")], "--out must be a folder: "),
         (["--method", "knnn"], "--method must be of knn, pca, autoencoder"),
         (["--valid", "2000"], "2000 validation images of 1297 training images"),
         (["--data", "nowhere"], "nowhere is not a folder"),

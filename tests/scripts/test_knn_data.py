@@ -170,6 +170,20 @@ def test_broken_cifar_is_named(tmp_path):
         load(tmp_path / "cifar", 5, seed=1)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({b"data": np.zeros((4, 3072)), b"labels": [0] * 4}, "its data are float64"),
+        ({b"data": np.zeros((4, 3072), np.uint8), b"labels": [[0] * 4]}, "its labels have 2 dimensions"),
+    ],
+)
+def test_a_batch_of_something_else_is_named(tmp_path, content, message):
+    write_cifar(tmp_path / "cifar", binary=False)
+    (tmp_path / "cifar" / "test_batch").write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / "cifar", 5, seed=1)
+
+
 def test_a_batch_with_a_label_too_few_is_named(tmp_path):
     batches = write_cifar(tmp_path / "cifar", binary=False)
     for name, labels in (("data_batch_1", [1] * 3), ("data_batch_2", [1] * 5)):
@@ -199,13 +213,20 @@ def picture(size=8, mode="RGB"):
     return out.getvalue()
 
 
+def deep_picture():
+    out = io.BytesIO()
+    Image.fromarray(RNG.integers(1 << 16, size=(8, 8), dtype=np.uint16)).save(out, "PNG")
+    return out.getvalue()
+
+
 def write_pictures(folder, archive=None, **changes):
     """Four pictures of each of two classes to train with, one of each to test, as files or in an archive."""
     files = {f"{split}/{kind}/{i}.png": picture() for split in ("train",) for kind in "ab" for i in range(4)}
     files |= {f"test/{kind}/0.png": picture() for kind in "ab"} | changes.get("more", {})
     folder.mkdir()
     if archive:
-        with tarfile.open(folder / archive, "w:gz" if archive.endswith("gz") else "w:xz") as out:
+        mode = {".tar": "w", ".tgz": "w:gz", ".xz": "w:xz"}[(folder / archive).suffix]
+        with tarfile.open(folder / archive, mode) as out:
             for name, data in files.items():
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
@@ -216,7 +237,7 @@ def write_pictures(folder, archive=None, **changes):
         (folder / name).write_bytes(data)
 
 
-@pytest.mark.parametrize("archive", [None, "pictures.tar.xz", "pictures.tgz"])
+@pytest.mark.parametrize("archive", [None, "pictures.tar.xz", "pictures.tgz", "pictures.tar"])
 def test_pictures(tmp_path, archive):
     write_pictures(tmp_path / "pictures", archive)
     splits = load(tmp_path / "pictures", 2, seed=1)
@@ -228,7 +249,11 @@ def test_pictures(tmp_path, archive):
     ("more", "message"),
     [
         ({"test/c/0.png": picture()}, "the test set has a class c that the training set does not have"),
-        ({"train/a/9.png": picture(16)}, "pictures of different sizes"),
+        ({"train/a/9.png": picture(16)}, r"train/a/0.png has \(3, 8, 8\), train/a/9.png has \(3, 16, 16\)"),
+        ({"train/b/9.png": picture(mode="L")}, r"train/b/9.png has \(1, 8, 8\)"),
+        ({"train/b/9.png": deep_picture()}, "train/b/9.png has pixels of more than 8 bits"),
+        ({"train/b/9.png": picture()[:60]}, "train/b/9.png is not a picture"),
+        ({"train/b/9.png": picture().replace(b"IDAT", b"IDAX")}, "train/b/9.png is not a picture"),
         ({"train/a/9.png": b"GIF"}, "train/a/9.png is not a picture"),
     ],
 )
@@ -245,6 +270,36 @@ def test_a_broken_archive_is_named(tmp_path):
     path.write_bytes(whole[: len(whole) // 2] + b"broken" + whole[len(whole) // 2 + 6 :])
     with pytest.raises(DataError, match=r"pictures.tar.xz cannot be unpacked"):
         load(tmp_path / "pictures", 2, seed=1)
+
+
+def test_a_tar_that_was_cut_off_or_broken_is_not_a_smaller_one(tmp_path):
+    write_pictures(tmp_path / "pictures", "pictures.tar")
+    path = tmp_path / "pictures" / "pictures.tar"
+    whole = path.read_bytes()
+    assert len(load(tmp_path / "pictures", 2, seed=1).train.labels) == 6
+    used = len(whole.rstrip(b"\0"))
+    for cut in range(512, used, 256):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(DataError):
+            load(tmp_path / "pictures", 2, seed=1)
+    third = whole.index(b"train/a/2.png")
+    path.write_bytes(whole[:third] + b"x" + whole[third + 1 :])  # the header's checksum is not right any more
+    with pytest.raises(DataError, match=r"pictures.tar is truncated or broken after \d+ bytes"):
+        load(tmp_path / "pictures", 2, seed=1)
+
+
+def test_what_is_not_a_file_is_not_a_picture(tmp_path):
+    write_pictures(tmp_path / "pictures")
+    (tmp_path / "pictures" / "train" / "a" / "folder.png").mkdir()
+    (tmp_path / "pictures" / "train" / "a" / "link.png").symlink_to("nowhere")
+    assert len(load(tmp_path / "pictures", 2, seed=1).train.labels) == 6
+
+
+def test_other_images_have_another_checksum(tmp_path):
+    write_mnist(tmp_path / "one")
+    write_mnist(tmp_path / "other")
+    one, other = (load(tmp_path / name, 5, seed=1) for name in ("one", "other"))
+    assert str(one) == str(load(tmp_path / "one", 5, seed=2)) != str(other)
 
 
 def test_other_folders_are_named(tmp_path):
