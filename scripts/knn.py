@@ -188,7 +188,7 @@ class Training:
         """Goes on where the checkpoint is."""
         try:
             saved = torch.load(path, map_location=self.device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise SystemExit(
                 f"knn.py: {path} cannot be read, remove it: {str(error).splitlines()[0]}"
             ) from error
