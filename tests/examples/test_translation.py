@@ -14,11 +14,11 @@ import tarfile
 import time
 from argparse import Namespace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from fairseq.optim.lr_scheduler.manual_lr_scheduler import ManualSchedule
+from fairseq.optim.sgd import SGD
 from sacrebleu import corpus_bleu
 from sacrebleu.dataset import DATASETS
 from sacremoses import MosesTokenizer
@@ -205,7 +205,7 @@ def test_the_papers_schedule_in_one_process(data, tmp_path):
     steps = ast.literal_eval(
         re.search(r"--update2lr (\{.*?\})", (run / "models/pretrained/options").read_text())[1]
     )
-    optimizer = SimpleNamespace(set_lr=lambda rate: None, get_lr=lambda: None)
+    optimizer = SGD(Namespace(lr=[1.0], momentum=0.0, weight_decay=0.0), [torch.zeros(1, requires_grad=True)])
     schedule = ManualSchedule(Namespace(lr=[1.0], epoch2lr="{}", update2lr=str(steps)), optimizer)
     for updates, rate in ((499_999, 1), (500_000, 0.1), (599_999, 0.1), (600_000, 0.01), (999_999, 1e-5)):
         schedule.step_update(updates)
