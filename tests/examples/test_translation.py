@@ -208,8 +208,7 @@ def test_the_papers_schedule_in_one_process(data, tmp_path):
     optimizer = SGD(Namespace(lr=[1.0], momentum=0.0, weight_decay=0.0), [torch.zeros(1, requires_grad=True)])
     schedule = ManualSchedule(Namespace(lr=[1.0], epoch2lr="{}", update2lr=str(steps)), optimizer)
     for updates, rate in ((499_999, 1), (500_000, 0.1), (599_999, 0.1), (600_000, 0.01), (999_999, 1e-5)):
-        schedule.step_update(updates)
-        assert schedule.lr == rate
+        assert schedule.step_update(updates) == rate == schedule.step_begin_epoch(9)
 
     # Another pre-trained model is another start.
     (run / "models" / "pretrained" / "model.pt").write_bytes(b"another")
