@@ -588,9 +588,9 @@ def everything(folder):
 
 def test_a_half_written_shard_is_not_taken_for_a_finished_one(data, tmp_path):
     prepared(data, tmp_path / "whole")
-    for folder in ("raw", "shards"):
+    for name in ("settings", "raw", "shards"):
         (tmp_path / "half").mkdir(exist_ok=True)
-        subprocess.run(["cp", "-r", tmp_path / "whole" / folder, tmp_path / "half"], check=True)
+        subprocess.run(["cp", "-r", tmp_path / "whole" / name, tmp_path / "half"], check=True)
     for folder, names in (("tokens", ("0000.en", "0001.en", "0001.de")), ("pieces", ("0000.en.part",))):
         (tmp_path / "half" / f"{folder}.part").mkdir()
         for name in names:
