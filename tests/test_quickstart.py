@@ -143,7 +143,7 @@ def test_settings_reach_the_commands(folder, tmp_path, stubs):
     done = quickstart(tmp_path, "--small", DATA=str(folder), **settings)
     assert done.returncode == 0, done.stderr
     run = calls.read_text()
-    assert "learn-bpe -s 77 " in run
+    assert "learn-bpe -s 77\n" in run
     assert run.count("--max-update 9 ") == 1 and run.count("--max-update 4 ") == 2
     assert run.count("--max-tokens 123 ") == run.count("--arch lstm ") == 3
 
