@@ -98,7 +98,7 @@ if [ "$name" = control ]; then schedule+=(--teacher-forcing-ratio 1); fi
 
 [ -d "$RUN/data-bin" ] || fail "$RUN/data-bin is not there: run prepare.sh"
 if [ "$SCHEDULE" = modern ]; then # fairseq would leave out what is longer than a batch
-  longest=$(cat "$RUN"/pieces/*.longest | sort -n | tail -n 1)
+  longest=$(cat "$RUN"/pieces/[0-9]*.longest | sort -n | tail -n 1)
   [ "$batch" -gt "$longest" ] ||
     fail "a process takes batches of $batch tokens, less than the longest sentence has, $longest: change BATCH or FINETUNE_BATCH, or UPDATE_FREQ=$UPDATE_FREQ"
 fi
