@@ -79,15 +79,23 @@ def build(method: str, data: Splits, name: str, width: int) -> nn.Module:
     return network
 
 
+def forward(network: nn.Module, images: Tensor, bf16: bool) -> Tensor:
+    """What a network makes of images, in float32 whatever it computes in."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        output: Tensor = network(images)
+    return output.float()
+
+
 def loss_of(
     method: str, temperature: float | None, network: nn.Module, images: Tensor, labels: Tensor, args: Any
 ) -> Tensor:
     """The loss of a batch; the first ``args.queries`` of the images are queries, the others templates."""
+    output = forward(network, images, args.bf16)
     if method == "autoencoder":
-        return F.mse_loss(network(images), images)
+        return F.mse_loss(output, images)
     if method in CLASSIFIERS:
-        return F.cross_entropy(network(images), labels)
-    queries, templates = network(images).split((args.queries, len(images) - args.queries))
+        return F.cross_entropy(output, labels)
+    queries, templates = output.split((args.queries, len(images) - args.queries))
     distances = torch.cdist(queries, templates).square()
     if not bool(distances.isfinite().all()):
         raise SystemExit(f"knn.py: the features of {method} are not finite: lower --lr")
@@ -117,12 +125,12 @@ def augment(pixels: Tensor, shift: int, flip: bool) -> Tensor:
 
 
 @torch.no_grad()
-def features_of(network: nn.Module, images: Images, device: torch.device) -> np.ndarray:
+def features_of(network: nn.Module, images: Images, device: torch.device, bf16: bool = False) -> np.ndarray:
     """Features (n, d) of all images."""
     network.eval()
     size = 200 if device.type == "cpu" else 1000  # what fits into caches is twice as fast
     parts = [
-        network(as_batch(images, slice(start, start + size), device)[0]).cpu().numpy()
+        forward(network, as_batch(images, slice(start, start + size), device)[0], bf16).cpu().numpy()
         for start in range(0, len(images.labels), size)
     ]
     network.train()
@@ -142,11 +150,11 @@ def neighbours_accuracy(
 def accuracy(method: str, network: nn.Module, data: Splits, images: Images, args: Any) -> float:
     """Accuracy (%) of a trained network on images."""
     if method == "ce_cnn":
-        predicted = features_of(network, images, args.device).argmax(1)
+        predicted = features_of(network, images, args.device, args.bf16).argmax(1)
         return 100 * float((predicted == images.labels).mean())
     encoder = network.get_submodule("encoder")
-    train_x = features_of(encoder, data.train, args.device)
-    x = features_of(encoder, images, args.device)
+    train_x = features_of(encoder, data.train, args.device, args.bf16)
+    x = features_of(encoder, images, args.device, args.bf16)
     return neighbours_accuracy(train_x, data.train.labels, x, images.labels, args.k)
 
 
@@ -423,6 +431,7 @@ def parse_args() -> argparse.Namespace:
     add("--patience", type=int, default=10, help="epochs without a better validation accuracy (default: 10)")
     add("--valid", type=int, default=200, help="training images for validation (default: 200)")
     add("--limit", type=int, default=0, help="training images, drawn at random (default: 0, all of them)")
+    add("--bf16", action="store_true", help="the networks compute in bfloat16 (autocast)")
     add("--device", type=device, default="cpu", help="such as cuda (default: cpu)")
     args = parser.parse_args()
     if args.tune_epochs is None:

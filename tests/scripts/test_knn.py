@@ -53,6 +53,19 @@ def test_trained_features_are_better_neighbours_than_pixels():
     assert float(rows["soft_topk"][1].split()[0]) > float(rows["knn"][1]) > 90
 
 
+def test_bfloat16_learns_nearly_the_same(tmp_path):
+    losses, accuracies = [], []
+    for option in ([], ["--bf16"]):
+        out = tmp_path / "-".join(["run", *option])
+        rows = table(
+            knn("--limit", "300", "--epochs", "10", "--method", "soft_topk", "--out", str(out), *option)
+        )
+        accuracies.append(float(rows["soft_topk"][1]))
+        losses.append(float(read(out / "soft_topk_0.03" / "seed1" / "curve.csv")[0]["loss"]))
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert min(accuracies) > 90
+
+
 def test_several_seeds_have_a_mean_and_a_spread():
     rows = table(knn("--epochs", "1", "--seeds", "1", "2", "--method", "soft_topk"))
     assert re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", rows["soft_topk"][1]) and rows["soft_topk"][3] == "1 2"
