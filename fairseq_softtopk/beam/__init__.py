@@ -8,6 +8,7 @@ The data flows through one file after the other:
 :mod:`.gradient`              bounds what flows from a selection back into its scores
 :mod:`.search`                the loop over steps -> their records
 :mod:`.trace`                 records -> hypotheses, by the back-pointers
+:mod:`.words`                 pieces of words -> words
 :mod:`.bleu`                  hypotheses -> their sentence BLEU
 :mod:`.loss`                  records -> the loss of each sentence
 ============================  ===============================================================
@@ -16,13 +17,16 @@ The data flows through one file after the other:
 from .loss import OBJECTIVES, BeamConfig, BeamStats, soft_beam_loss
 from .search import DETACH, StepDecoder
 from .selection import RELAXATIONS
+from .words import POST_PROCESSES, WordJoiner
 
 __all__ = [
     "DETACH",
     "OBJECTIVES",
+    "POST_PROCESSES",
     "RELAXATIONS",
     "BeamConfig",
     "BeamStats",
     "StepDecoder",
+    "WordJoiner",
     "soft_beam_loss",
 ]

@@ -13,6 +13,7 @@ from .bleu import sentence_bleu
 from .gradient import ScoreGradStats
 from .search import SearchConfig, StepDecoder, soft_beam_search
 from .trace import StepRecord, follow
+from .words import WordJoiner
 
 OBJECTIVES = ("risk", "gold")
 
@@ -33,6 +34,7 @@ class BeamConfig(SearchConfig):
         hypotheses: how many finished hypotheses share the ``"risk"``.
         temperature: of their distribution, in nats per token.
         unk: the token that stands for unknown words; in a reference, no hypothesis matches it.
+        words: makes words of tokens, of which the BLEU of the ``"risk"`` is; None for that of the tokens.
     """
 
     objective: str = "risk"
@@ -41,6 +43,7 @@ class BeamConfig(SearchConfig):
     hypotheses: int = 10
     temperature: float = 0.1
     unk: int | None = None
+    words: WordJoiner | None = None
 
 
 class BeamStats(NamedTuple):
@@ -101,7 +104,9 @@ def soft_beam_loss(
     bleu = torch.zeros((), device=gold.device)
     if config.objective == "risk":
         reference = gold if config.unk is None else gold.masked_fill(gold == config.unk, NO_TOKEN)
-        loss, best = expected_risk(trace, reference, lengths, limits, config.hypotheses, config.temperature)
+        loss, best = expected_risk(
+            trace, reference, lengths, limits, config.hypotheses, config.temperature, config.words
+        )
         bleu = best.sum()
     else:
         loss = gold_on_best_path(trace, lengths, limits, config.eos_weight)
@@ -136,14 +141,20 @@ def gold_on_best_path(trace: list[StepRecord], lengths: Tensor, limits: Tensor, 
 
 
 def expected_risk(
-    trace: list[StepRecord], gold: Tensor, lengths: Tensor, limits: Tensor, hypotheses: int, temperature: float
+    trace: list[StepRecord],
+    gold: Tensor,
+    lengths: Tensor,
+    limits: Tensor,
+    hypotheses: int,
+    temperature: float,
+    words: WordJoiner | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``length x sum_m p_m (1 - BLEU_m)`` over the best finished hypotheses of a search.
 
     Every beam may end at every step: of all these hypotheses the best M distinct ones by log-probability per
     token share the probability ``p = softmax(log-probability per token / temperature)`` (minimum risk
     training: Shen et al. 2016; Edunov et al. 2018).  Their BLEU is that of the tokens that their back-pointers
-    name; two soft beams may name the same ones, and the better of them stands for both.
+    name, or of the words that these make; of two soft beams that name the same tokens the better is kept.
 
     Args:
         trace: the records of the search.
@@ -152,6 +163,7 @@ def expected_risk(
         limits: (bsz,), how many steps each sentence took.
         hypotheses: M, how many hypotheses share the risk.
         temperature: in nats per token.
+        words: makes words of tokens.
 
     Returns:
         The losses (bsz,), and the BLEU of each sentence's best hypothesis.
@@ -167,7 +179,10 @@ def expected_risk(
         distinct = scores.gather(1, best).masked_fill(repeated, -math.inf)
         kept = distinct.topk(min(hypotheses, distinct.size(1)), dim=1).indices  # (bsz, M)
         best, tokens = best.gather(1, kept), tokens.gather(1, kept.unsqueeze(-1).expand(-1, -1, tokens.size(2)))
-        bleu = sentence_bleu(tokens, steps[best], gold, lengths - 1, scores.dtype)  # without eos
+        written, reference = (tokens, steps[best]), (gold, lengths - 1)  # without eos
+        if words is not None:
+            written, reference = words(*written), words(*reference)
+        bleu = sentence_bleu(*written, *reference, scores.dtype)
         repeated = repeated.gather(1, kept)  # where there are fewer than M
     probabilities = torch.softmax(scores.gather(1, best).masked_fill(repeated, -math.inf) / temperature, dim=1)
     return lengths * (probabilities * (1 - bleu)).sum(1), bleu[:, 0]

@@ -26,7 +26,17 @@ from fairseq.logging import metrics
 from omegaconf import II
 from torch import Tensor, nn
 
-from ..beam import DETACH, OBJECTIVES, RELAXATIONS, BeamConfig, BeamStats, StepDecoder, soft_beam_loss
+from ..beam import (
+    DETACH,
+    OBJECTIVES,
+    POST_PROCESSES,
+    RELAXATIONS,
+    BeamConfig,
+    BeamStats,
+    StepDecoder,
+    WordJoiner,
+    soft_beam_loss,
+)
 from ..decoders import step_decoder_for
 from ..decoders.output import output_lprobs
 from ..ops.problem import COST_SCALES, watched
@@ -93,6 +103,10 @@ class SoftBeamConfig(FairseqDataclass):
     )
     soft_beam_temperature: float = with_help(
         0.1, "of the hypotheses' distribution, positive, in nats per token; for the risk"
+    )
+    soft_beam_post_process: ChoiceEnum(POST_PROCESSES) = with_help(  # type: ignore[valid-type]
+        "none",
+        "what makes words of tokens, of which the BLEU of the risk is; as in fairseq-generate's --post-process",
     )
     soft_beam_score_grad_clip: float = with_help(
         0.01,
@@ -177,6 +191,7 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
         ("soft_beam_relaxation", RELAXATIONS),
         ("soft_beam_objective", OBJECTIVES),
         ("soft_beam_detach", DETACH),
+        ("soft_beam_post_process", POST_PROCESSES),
         ("soft_beam_cost_scale", COST_SCALES),
     ):
         require(str(getattr(cfg, option)) in known, option, f"be one of {', '.join(known)}")
@@ -189,6 +204,11 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
         str(cfg.soft_beam_objective) != "risk" or cfg.soft_beam_max_len != 1,
         "soft_beam_max_len",
         "be 0 or at least 2 with --soft-beam-objective risk, which compares hypotheses",
+    )
+    require(
+        str(cfg.soft_beam_objective) == "risk" or str(cfg.soft_beam_post_process) == "none",
+        "soft_beam_post_process",
+        "be none with --soft-beam-objective gold, which compares no words",
     )
     if str(cfg.soft_beam_relaxation) == "hard":  # without a gradient
         for option, neutral in (
@@ -237,6 +257,9 @@ class SoftBeamCriterion(FairseqCriterion):
         self.sentence_avg = cfg.sentence_avg
         self.num_updates: int | None = None
         _on_train_step(task, self.set_num_updates)
+        # A submodule, so that it goes to the device that the criterion is on.
+        post_process = str(cfg.soft_beam_post_process)
+        self.words = None if post_process == "none" else WordJoiner(target.symbols, post_process)
         self.beam = BeamConfig(
             size=cfg.soft_beam_size,
             epsilon=cfg.soft_beam_epsilon,
@@ -257,6 +280,7 @@ class SoftBeamCriterion(FairseqCriterion):
             eos_weight=cfg.soft_beam_eos_weight,
             hypotheses=cfg.soft_beam_hypotheses,
             temperature=cfg.soft_beam_temperature,
+            words=self.words,
         )
 
     def set_num_updates(self, num_updates: int) -> None:

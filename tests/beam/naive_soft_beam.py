@@ -93,8 +93,11 @@ def bleu(hypothesis, reference):
     return math.exp(sum(logs) / 4 + min(0.0, 1 - len(reference) / len(hypothesis)))
 
 
-def risk(decoder, gold, k, epsilon, never, eos, hypotheses, temperature, steps, **gradient):
-    """The expected 1 - BLEU of the best distinct hypotheses, any beam at any step, times the length."""
+def risk(decoder, gold, k, epsilon, never, eos, hypotheses, temperature, steps, words=list, **gradient):
+    """The expected 1 - BLEU of the best distinct hypotheses, any beam at any step, times the length.
+
+    ``words`` makes words of a list of tokens.
+    """
     finished = []
     for step, (outputs, _) in enumerate(search(decoder, k, epsilon, steps, False, never, eos, **gradient)):
         for lprobs, _, score, path in outputs:
@@ -105,5 +108,5 @@ def risk(decoder, gold, k, epsilon, never, eos, hypotheses, temperature, steps, 
             best.append((score, tokens))
     best = best[:hypotheses]
     probabilities = torch.softmax(torch.stack([score for score, _ in best]) / temperature, dim=0)
-    costs = [1 - bleu(tokens, gold[:-1].tolist()) for _, tokens in best]
+    costs = [1 - bleu(words(tokens), words(gold[:-1].tolist())) for _, tokens in best]
     return len(gold) * sum(p * cost for p, cost in zip(probabilities, costs, strict=True))

@@ -3,9 +3,10 @@ import dataclasses
 import naive_soft_beam
 import pytest
 import torch
+from fairseq.data.data_utils import post_process
 from naive_decoders import NaiveLSTM, NaiveTransformer
 
-from fairseq_softtopk.beam import BeamConfig, soft_beam_loss
+from fairseq_softtopk.beam import BeamConfig, WordJoiner, soft_beam_loss
 
 LENGTHS = [(5, 4), (3, 6), (2, 1), (4, 2)]
 
@@ -122,6 +123,37 @@ def test_risk_equals_the_nested_loops_on_padded_batches(
     loss, stats = search(model, sample, config)
     assert 0 <= stats.bleu <= len(LENGTHS)
     assert_equal_with_gradients(model, loss.sum(), expected)
+
+
+@pytest.mark.parametrize("scheme, text", [("subword_nmt", "x{}@@"), ("sentencepiece", "▁x{}")])
+def test_risk_of_words_equals_the_nested_loops(make_model, make_sample, exact_softmax, config, scheme, text):
+    """Every third token is marked: with BPE it is joined to the next, else it begins a word."""
+    model, sample = make_model("lstm"), make_sample(LENGTHS)
+    vocabulary = model.decoder.embed_tokens.num_embeddings
+    symbols = [text.format(i) if i % 3 == 0 else f"x{i}" for i in range(vocabulary)]
+    config = dataclasses.replace(config, objective="risk", words=WordJoiner(symbols, scheme))
+
+    def words(tokens):
+        return post_process(" ".join(symbols[token] for token in tokens), scheme).split()
+
+    expected = sum(
+        naive_soft_beam.risk(
+            NaiveLSTM(model, source),
+            gold,
+            config.size,
+            config.epsilon,
+            hypotheses=config.hypotheses,
+            temperature=config.temperature,
+            steps=len(gold) + len(gold) // 5 + 2,
+            words=words,
+            **NEVER,
+        )
+        for source, gold in sentences(sample)
+    )
+    loss = search(model, sample, config)[0].sum()
+    assert_equal_with_gradients(model, loss, expected)
+    of_tokens = search(model, sample, dataclasses.replace(config, words=None))[0].sum()
+    assert (of_tokens - loss).abs() > 1e-3
 
 
 @pytest.mark.parametrize("naive_decoder, arch, options", [MODELS[4], MODELS[5]])

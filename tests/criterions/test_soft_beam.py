@@ -223,6 +223,14 @@ def test_literal_cost_makes_the_beam_an_average(make_model, make_sample, make_cr
         ({"soft_beam_max_len": -1}, "--soft-beam-max-len must be at least 0, got -1"),
         ({"soft_beam_start_update": -1}, "--soft-beam-start-update must be at least 0, got -1"),
         ({"soft_beam_objective": "bleu"}, "--soft-beam-objective must be one of risk, gold, got bleu"),
+        (
+            {"soft_beam_post_process": "letter"},
+            "--soft-beam-post-process must be one of none, subword_nmt, sentencepiece, got letter",
+        ),
+        (
+            {"soft_beam_post_process": "subword_nmt", "soft_beam_objective": "gold"},
+            "--soft-beam-post-process must be none with --soft-beam-objective gold, .* got subword_nmt",
+        ),
         ({"soft_beam_detach": "all"}, "--soft-beam-detach must be one of nothing, .* got all"),
         (
             {"soft_beam_cost_scale": "mean"},
@@ -467,4 +475,17 @@ def test_options_reach_the_search(make_criterion):
         **{names[name]: given[f"soft_beam_{name}"] for name in names},
         "label_smoothing": 0.1,
     }
-    assert dataclasses.asdict(beam) == {**expected, "eos": 2, "unk": 3, "never": (1, 0)}
+    assert dataclasses.asdict(beam) == {**expected, "eos": 2, "unk": 3, "never": (1, 0), "words": None}
+
+
+def test_the_risk_is_of_words(make_model, make_sample, make_criterion):
+    """The task's tokens have no "▁": for SentencePiece a sentence is one word, right or wrong."""
+    model, sample = make_model("topk_attention"), make_sample(LENGTHS)
+    risks = {}
+    for scheme in ("none", "subword_nmt", "sentencepiece"):
+        criterion = make_criterion(soft_beam_objective="risk", soft_beam_post_process=scheme)
+        assert not criterion.state_dict()  # nothing for a checkpoint to hold
+        _, _, logged = criterion(model, sample)
+        risks[scheme] = logged["soft_beam_risk"].item()
+    assert risks["none"] == risks["subword_nmt"] < risks["sentencepiece"]
+    assert logged["beam_bleu"] == 0
