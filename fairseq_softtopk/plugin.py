@@ -2,9 +2,13 @@
 
 import argparse
 import os
+import pickle
+from functools import wraps
+from typing import Any
 
 import numpy as np
 import torch
+from fairseq import checkpoint_utils
 
 from .criterions import soft_beam  # noqa: F401
 from .models import topk_attention, topk_attention_transformer  # noqa: F401
@@ -40,5 +44,25 @@ def _read_weights_only() -> None:
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
 
 
+def _name_broken_checkpoints() -> None:
+    """Gives a message to what PyTorch raises at an empty file or at text, such as an ``EOFError`` without any.
+
+    A run that is killed while it copies a checkpoint leaves an empty file.
+    """
+    read = checkpoint_utils.load_checkpoint_to_cpu
+
+    @wraps(read)
+    def naming(path: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return read(path, *args, **kwargs)
+        except (OSError, RuntimeError, pickle.UnpicklingError):
+            raise  # they say what they are
+        except Exception as error:
+            raise pickle.UnpicklingError(f"{path} is not a checkpoint, or was cut off: {error!r}") from error
+
+    checkpoint_utils.load_checkpoint_to_cpu = naming
+
+
 _allow_checkpoint_classes()
 _read_weights_only()
+_name_broken_checkpoints()

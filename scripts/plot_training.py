@@ -80,8 +80,11 @@ def main() -> None:
     for path in args.logs:
         if not path.is_file():
             parser.error(f"{path} is not a file")
-        logs[path.resolve().parent.name] = read_log(path)
-        if not logs[path.resolve().parent.name]:
+        name = path.resolve().parent.name
+        if name in logs:
+            parser.error(f"{path} would have the curve of another log: its folder, too, is named {name}")
+        logs[name] = read_log(path)
+        if not logs[name]:
             parser.error(f"{path} holds no training log: was it written with --log-format simple?")
     if not any(name in curves for curves in logs.values() for name in PANELS):
         parser.error(f"the logs hold none of {', '.join(PANELS)}: was it --criterion soft_beam?")

@@ -82,6 +82,21 @@ def test_a_killed_run_ends_where_the_uninterrupted_one_does(corpus, tmp_path, ru
         assert torch.equal(state["exp_avg"], again["exp_avg"])
 
 
+def test_resumes_exactly_in_a_later_epoch(run, tmp_path):
+    """fairseq makes the batches of all epochs in the one that it starts in, unless it is told otherwise."""
+    options = ["--save-interval-updates", "3", "--no-epoch-checkpoints", "--max-update", "24"]
+    options += ["--update-epoch-batch-itr", "True", "--update-freq", "2", "--soft-beam-prob", "0.6"]
+    options += ["--teacher-forcing-ratio-schedule", "linear", "--teacher-forcing-ratio-updates", "20"]
+    folder, again = run(*options), tmp_path / "again"
+    again.mkdir()
+    (again / "checkpoint_last.pt").write_bytes((folder / "checkpoint_2_15.pt").read_bytes())
+    weights = [
+        torch.load(path / "checkpoint_last.pt", weights_only=False)["model"]
+        for path in (folder, run(*options, folder=again))
+    ]
+    assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
+
+
 class Payload:
     """Makes a folder when it is unpickled by a reader that trusts the file."""
 
@@ -146,6 +161,8 @@ def test_a_whole_checkpoint_is_read(corpus, checkpoint, command):
     [
         ("truncated", "failed reading zip archive"),
         ("garbage", "Weights only load failed|invalid load key"),
+        ("empty", r"checkpoint_last\.pt is not a checkpoint, or was cut off: EOFError"),
+        ("text", r"checkpoint_last\.pt is not a checkpoint, or was cut off: KeyError"),
         ("payload", r"Weights only load failed(.|\n)*(mkdir|posix)"),
     ],
 )
@@ -157,7 +174,13 @@ def test_a_broken_checkpoint_is_an_error_and_runs_nothing(
         torch.save({**torch.load(checkpoint), "payload": Payload(trap)}, path)
     else:
         whole = checkpoint.read_bytes()
-        path.write_bytes(whole[: len(whole) // 2] if fault == "truncated" else bytes(range(256)) * 40)
+        contents = {
+            "truncated": whole[: len(whole) // 2],
+            "garbage": bytes(range(256)) * 40,
+            "empty": b"",  # of a run that was killed when it had begun to copy a checkpoint
+            "text": b"hello\n" * 100,
+        }
+        path.write_bytes(contents[fault])
     with pytest.raises((RuntimeError, pickle.UnpicklingError), match=message):
         command(corpus, path)
     assert not trap.exists()

@@ -201,6 +201,16 @@ def test_plot_training_reads_a_resumed_log_once(tmp_path):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_plot_training_does_not_hide_a_log_behind_another(tmp_path):
+    logs = [tmp_path / name / "run" / "train.log" for name in ("first", "second")]
+    for log in logs:
+        log.parent.mkdir(parents=True)
+        log.write_text(LOG.format(1, 2))
+    done = script("plot_training.py", *logs, "--out", tmp_path / "loss.png")
+    assert done.returncode == 2
+    assert f"{logs[1]} would have the curve of another log" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -22,7 +22,19 @@ def plain_plan(scores, k, epsilon, steps=1500):
     return torch.softmax(log_kernel + zeta, dim=1)[:, :k]
 
 
-def search(decoder, k, epsilon, steps, may_end, never, eos, backward_epsilon=None, detach="nothing", horizon=0):
+def search(
+    decoder,
+    k,
+    epsilon,
+    steps,
+    may_end,
+    never,
+    eos,
+    num_candidates=None,
+    backward_epsilon=None,
+    detach="nothing",
+    horizon=0,
+):
     """The paper's Algorithm 2 for one un-padded sentence.
 
     ``decoder`` has a ``table`` of embeddings, a ``start`` state (a list of tensors), and a ``step`` of one
@@ -44,6 +56,7 @@ def search(decoder, k, epsilon, steps, may_end, never, eos, backward_epsilon=Non
             j for j in range(len(table)) if j not in never and (j != eos or (may_end and step + 1 == steps))
         ]
         candidates = [(out[2] + out[0][j], i, j) for i, out in enumerate(outputs) for j in allowed]
+        candidates = sorted(candidates, key=lambda candidate: -candidate[0])[:num_candidates]
         yield outputs, candidates
         seen = torch.stack([beams[i][3] + outputs[i][0][j] for _, i, j in candidates])
         plan = plain_plan(seen, k, epsilon)

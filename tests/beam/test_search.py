@@ -7,6 +7,9 @@ from fairseq.data.data_utils import post_process
 from naive_decoders import NaiveLSTM, NaiveTransformer
 
 from fairseq_softtopk.beam import BeamConfig, WordJoiner, soft_beam_loss
+from fairseq_softtopk.beam.search import soft_beam_search
+from fairseq_softtopk.beam.trace import follow
+from fairseq_softtopk.decoders import step_decoder_for
 
 LENGTHS = [(5, 4), (3, 6), (2, 1), (4, 2)]
 
@@ -26,8 +29,6 @@ def config(task):
 
 
 def search(model, sample, config):
-    from fairseq_softtopk.decoders import step_decoder_for
-
     net_input = sample["net_input"]
     return soft_beam_loss(
         step_decoder_for(model),
@@ -167,9 +168,10 @@ def test_risk_of_words_equals_the_nested_loops(make_model, make_sample, exact_so
         {"horizon": 1},
         {"horizon": 3},
         {"max_len": 3},
+        {"num_candidates": 6},
     ],
 )
-def test_ways_to_tame_the_gradient_equal_the_nested_loops(
+def test_variants_of_the_search_equal_the_nested_loops(
     make_model, make_sample, exact_softmax, config, naive_decoder, arch, options, objective, change
 ):
     model, sample = make_model(arch, **options), make_sample(LENGTHS)
@@ -212,11 +214,15 @@ def test_recomputed_steps_give_the_same_gradient_and_statistics(
     assert results[0][1][-1] > 0
 
 
+@pytest.mark.parametrize("objective", ["gold", "risk"])
 @pytest.mark.parametrize("arch", ["topk_attention", "transformer"])
-def test_a_sentence_does_not_depend_on_its_batch(make_model, make_sample, config, arch):
+def test_a_sentence_does_not_depend_on_its_batch(
+    make_model, make_sample, exact_softmax, config, arch, objective
+):
+    """Nor does its gradient, nor the bound on it."""
     model = make_model(arch, encoder_bidirectional=True)
-    sample = make_sample(LENGTHS)
-    together, _ = search(model, sample, config)
+    sample = make_sample([(2, 1), (9, 15), (3, 2)])
+    config = dataclasses.replace(config, objective=objective, score_grad_bound=0.05)
     for row, (source, gold) in enumerate(sentences(sample)):
         alone = {
             "net_input": {
@@ -226,7 +232,8 @@ def test_a_sentence_does_not_depend_on_its_batch(make_model, make_sample, config
             },
             "target": gold[None],
         }
-        torch.testing.assert_close(search(model, alone, config)[0][0], together[row], atol=1e-5, rtol=0)
+        together = search(model, sample, config)[0][row]
+        assert_equal_with_gradients(model, search(model, alone, config)[0][0], together)
 
 
 def hard_beam_loss(model, source, gold, k):
@@ -260,6 +267,41 @@ def test_tends_to_a_hard_beam_search_as_epsilon_vanishes(
     torch.testing.assert_close(got, torch.tensor(expected, dtype=got.dtype), atol=1e-5, rtol=0)
     assert stats.sharpness / stats.selections == 1 and stats.agreement / stats.selections == 1
     assert stats.selections == sum(target - 1 for _, target in LENGTHS)
+
+
+def hard_beams(model, source, steps, k):
+    """The k hypotheses of a textbook beam search before every step but the first, best first."""
+    encoder_out = model.encoder(source[None], torch.tensor([len(source)]))
+    hypotheses = [((2,), 0.0)]
+    for _ in range(steps):
+        extended = []
+        for prefix, score in hypotheses:
+            lprobs = model.decoder(torch.tensor([prefix]), encoder_out)[0][0, -1].log_softmax(0).tolist()
+            extended += [((*prefix, word), score + lprob) for word, lprob in enumerate(lprobs) if word > 2]
+        hypotheses = sorted(extended, key=lambda hypothesis: -hypothesis[1])[:k]
+        yield [list(prefix[1:]) for prefix, _ in hypotheses]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("num_candidates", [5, 10_000])
+@pytest.mark.parametrize(
+    "arch, options", [("lstm", {"encoder_layers": 2, "decoder_layers": 2}), ("transformer", {})]
+)
+def test_all_beams_are_those_of_a_hard_beam_search_as_epsilon_vanishes(
+    make_model, make_sample, exact_softmax, config, size, num_candidates, arch, options
+):
+    model, sample = make_model(arch, **options).eval(), make_sample([(5, 7), (3, 6), (2, 1)])
+    config = dataclasses.replace(config, size=size, epsilon=1e-7, num_candidates=num_candidates)
+    net_input, gold, lengths = sample["net_input"], sample["target"], sample["target"].ne(1).sum(1)
+    with torch.no_grad():
+        encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
+        first = net_input["prev_output_tokens"][:, :1]
+        trace, _ = soft_beam_search(step_decoder_for(model), encoder_out, first, gold, lengths, lengths, config)
+        beams = torch.arange(size).expand(len(gold), -1)
+        for row, (source, target) in enumerate(sentences(sample)):
+            for step, expected in enumerate(hard_beams(model, source, len(target) - 1, size), start=1):
+                got = follow(trace, torch.full_like(beams, step), beams).tokens[row, :, :step]
+                assert got.tolist() == expected
 
 
 def test_preselected_candidates_change_nothing_where_the_others_have_no_weight(make_model, make_sample, config):
