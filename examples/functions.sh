@@ -15,13 +15,13 @@ need() { # need COMMAND...
 }
 
 logged() { # logged FILE COMMAND...: what it prints goes into the file; if it fails, its last error is shown
-  local log=$1 error='^(\[rank[0-9]+\]: |[^ ]+: )?[A-Za-z_.]*([Ee]rror|Exception): .' # or, without one, its last line
+  local log=$1 error='^(\[rank[0-9]+\]: |[^ ]+: )?[A-Za-z_.]*([Ee]rror|Exception): .' # or, without one, its last line of words
   local before=0 said
   shift
   [ ! -e "$log" ] || before=$(wc -c < "$log")
   "$@" >> "$log" 2>&1 || {
     said=$(tail -c "+$((before + 1))" "$log")
-    fail "$1: $({ grep -E "$error" <<< "$said" || echo "$said"; } | tail -n 1) (see $log)"
+    fail "$1: $({ grep -E "$error" <<< "$said" || grep '[[:alnum:]]' <<< "$said"; } | tail -n 1) (see $log)"
   }
 }
 

@@ -16,10 +16,18 @@ set -euo pipefail
 
 RECIPE=$1
 shift
-export NODES=$SLURM_NNODES PROCESSES=${SLURM_GPUS_ON_NODE:-8}
+export NODES=$SLURM_NNODES
 MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p):$((20000 + SLURM_JOB_ID % 20000))
 export MASTER
-trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
+requeue() { scontrol requeue "$SLURM_JOB_ID" && exit; }
+trap requeue USR1
+# An exclusive job has all GPUs of a node, but its step those that were asked for.
 # shellcheck disable=SC2016
-srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" bash -c 'NODE_RANK=$SLURM_NODEID exec bash "$0/train.sh" "$@"' "$RECIPE" "$@" &
-wait $!
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" bash -c \
+  'NODE_RANK=$SLURM_NODEID PROCESSES=${SLURM_GPUS_ON_NODE:-8} exec bash "$0/train.sh" "$@"' "$RECIPE" "$@" &
+wait $! || {
+  status=$?
+  # Where pre-emption has a grace time, SLURM ends the tasks first, which would be a failure of the job.
+  [[ $(scontrol show job "$SLURM_JOB_ID") != *PreemptTime=[0-9]* ]] || requeue
+  exit "$status"
+}

@@ -236,6 +236,7 @@ def test_the_error_is_of_this_start_and_not_of_the_one_before(tmp_path):
     for command, message in (
         ("bash -c 'echo one; echo two; exit 3'", "bash: two (see"),
         ("bash -c 'echo KeyError: today; echo two; exit 3'", "bash: KeyError: today (see"),
+        ("bash -c 'echo two; echo ====; exit 3'", "bash: two (see"),  # as torchrun ends
         ("bash -c 'kill -9 $$'", "bash:  (see"),
     ):
         script = f'source "{EXAMPLES}/functions.sh"; logged "{log}" {command}'
@@ -251,7 +252,11 @@ def test_bpe_that_cannot_be_written_ends_preparation(text, tmp_path):
 
 
 SCONTROL = """#!/usr/bin/env bash
-if [ "$1 $2" = "show hostnames" ]; then printf 'localhost\\nlocalhost\\n'; else echo "$*" >> "$CALLS"; fi
+case "$1 $2" in
+  "show hostnames") printf 'localhost\\nlocalhost\\n' ;;
+  "show job") echo "   PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=${PREEMPTED:-None}" ;;
+  *) echo "$*" >> "$CALLS" ;;
+esac
 """
 # One task a node; ends all with the first that fails, which is what --kill-on-bad-exit does.
 SRUN = """#!/usr/bin/env bash
@@ -320,6 +325,16 @@ def test_a_job_that_is_out_of_time_is_queued_again(tmp_path, slurm):
         finally:
             os.killpg(job.pid, signal.SIGKILL)
     assert f"requeue {slurm['SLURM_JOB_ID']}\n" in (tmp_path / "slurm" / "calls").read_text()
+
+
+@pytest.mark.parametrize(("preempted", "status"), [("None", 1), ("2026-01-01T00:00:00", 0)])
+def test_a_job_that_fails_is_queued_again_if_it_is_pre_empted(tmp_path, slurm, preempted, status):
+    """Its tasks have got SIGTERM, the job's own script has not."""
+    command = ["bash", EXAMPLES / "translation" / "slurm.sh", EXAMPLES / "wmt16_en_de", "none of the models"]
+    done = subprocess.run(command, env={**slurm, "PREEMPTED": preempted}, capture_output=True, timeout=60)
+    assert done.returncode == status
+    calls = (tmp_path / "slurm" / "calls").read_text()
+    assert (f"requeue {slurm['SLURM_JOB_ID']}\n" in calls) == (status == 0)
 
 
 def test_references_come_back_as_they_were(tmp_path):
