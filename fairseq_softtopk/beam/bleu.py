@@ -14,6 +14,7 @@ def sentence_bleu(
     references: Tensor,
     ref_lengths: Tensor,
     dtype: torch.dtype = torch.float32,
+    brevity_smoothing: float = 0.0,
 ) -> Tensor:
     """BLEU+1 in [0, 1] (Lin and Och 2004): n-gram counts of n > 1 are one higher, so that none is 0.
 
@@ -25,6 +26,8 @@ def sentence_bleu(
         references: (bsz, R), tokens.
         ref_lengths: (bsz,), how many tokens count.
         dtype: of the result.
+        brevity_smoothing: how many tokens longer the reference is to the brevity penalty. The smoothing of the
+            n-gram counts favours short hypotheses; 1 is the cure of Nakov et al. (2012).
 
     Returns:
         (bsz, M); 0 without a token of the reference, 1 if both are empty.
@@ -45,7 +48,8 @@ def sentence_bleu(
         smoothing = 0 if n == 1 else 1
         total = (lengths - n + 1).clamp(min=0) + smoothing
         log_precision += torch.log((matches + smoothing).to(dtype) / total.clamp(min=1)) / ORDER
-    brevity = (1 - ref_lengths.to(dtype).unsqueeze(1) / lengths.clamp(min=1)).clamp(max=0)
+    wanted = (ref_lengths + brevity_smoothing).to(dtype).unsqueeze(1)
+    brevity = (1 - wanted / lengths.clamp(min=1)).clamp(max=0)
     bleu = torch.exp(log_precision + brevity)
     both_empty = ref_lengths.unsqueeze(1) == 0
     return torch.where(lengths == 0, both_empty.to(dtype), bleu)

@@ -35,6 +35,7 @@ class BeamConfig(SearchConfig):
         temperature: of their distribution, in nats per token.
         unk: the token that stands for unknown words; in a reference, no hypothesis matches it.
         words: makes words of tokens, of which the BLEU of the ``"risk"`` is; None for that of the tokens.
+        brevity_smoothing: of that BLEU, see :func:`.bleu.sentence_bleu`.
     """
 
     objective: str = "risk"
@@ -44,6 +45,7 @@ class BeamConfig(SearchConfig):
     temperature: float = 0.1
     unk: int | None = None
     words: WordJoiner | None = None
+    brevity_smoothing: float = 0.0
 
 
 class BeamStats(NamedTuple):
@@ -104,9 +106,7 @@ def soft_beam_loss(
     bleu = torch.zeros((), device=gold.device)
     if config.objective == "risk":
         reference = gold if config.unk is None else gold.masked_fill(gold == config.unk, NO_TOKEN)
-        loss, best = expected_risk(
-            trace, reference, lengths, limits, config.hypotheses, config.temperature, config.words
-        )
+        loss, best = expected_risk(trace, reference, lengths, limits, config)
         bleu = best.sum()
     else:
         loss = gold_on_best_path(trace, lengths, limits, config.eos_weight)
@@ -141,13 +141,7 @@ def gold_on_best_path(trace: list[StepRecord], lengths: Tensor, limits: Tensor, 
 
 
 def expected_risk(
-    trace: list[StepRecord],
-    gold: Tensor,
-    lengths: Tensor,
-    limits: Tensor,
-    hypotheses: int,
-    temperature: float,
-    words: WordJoiner | None = None,
+    trace: list[StepRecord], gold: Tensor, lengths: Tensor, limits: Tensor, config: BeamConfig
 ) -> tuple[Tensor, Tensor]:
     """``length x sum_m p_m (1 - BLEU_m)`` over the best finished hypotheses of a search.
 
@@ -161,9 +155,7 @@ def expected_risk(
         gold: (bsz, T), padded on the right, ending with eos.
         lengths: (bsz,), number of gold tokens, eos included.
         limits: (bsz,), how many steps each sentence took.
-        hypotheses: M, how many hypotheses share the risk.
-        temperature: in nats per token.
-        words: makes words of tokens.
+        config: M, the temperature (in nats per token), and what the BLEU is of.
 
     Returns:
         The losses (bsz,), and the BLEU of each sentence's best hypothesis.
@@ -173,18 +165,20 @@ def expected_risk(
     scores = torch.cat([record.finished for record in trace], dim=1) / (steps + 1)  # (bsz, 1 + k (S - 1))
     scores = scores.masked_fill(steps >= limits.unsqueeze(1), -math.inf)
     with torch.no_grad():
-        best = scores.topk(min(SPARE * hypotheses, scores.size(1)), dim=1).indices
+        best = scores.topk(min(SPARE * config.hypotheses, scores.size(1)), dim=1).indices
         tokens = follow(trace, steps[best], beams[best]).tokens
         repeated = _repeated(tokens, steps[best])
         distinct = scores.gather(1, best).masked_fill(repeated, -math.inf)
-        kept = distinct.topk(min(hypotheses, distinct.size(1)), dim=1).indices  # (bsz, M)
+        kept = distinct.topk(min(config.hypotheses, distinct.size(1)), dim=1).indices  # (bsz, M)
         best, tokens = best.gather(1, kept), tokens.gather(1, kept.unsqueeze(-1).expand(-1, -1, tokens.size(2)))
         written, reference = (tokens, steps[best]), (gold, lengths - 1)  # without eos
-        if words is not None:
-            written, reference = words(*written), words(*reference)
-        bleu = sentence_bleu(*written, *reference, scores.dtype)
+        if config.words is not None:
+            written, reference = config.words(*written), config.words(*reference)
+        bleu = sentence_bleu(*written, *reference, scores.dtype, config.brevity_smoothing)
         repeated = repeated.gather(1, kept)  # where there are fewer than M
-    probabilities = torch.softmax(scores.gather(1, best).masked_fill(repeated, -math.inf) / temperature, dim=1)
+    probabilities = torch.softmax(
+        scores.gather(1, best).masked_fill(repeated, -math.inf) / config.temperature, dim=1
+    )
     return lengths * (probabilities * (1 - bleu)).sum(1), bleu[:, 0]
 
 

@@ -54,7 +54,7 @@ class SoftBeamConfig(FairseqDataclass):
     """Options of ``--criterion soft_beam``."""
 
     teacher_forcing_ratio: float = with_help(
-        0.2, "rho in [0, 1]: weight of the teacher-forcing loss; 1 runs no beam at all"
+        0.0, "rho in [0, 1]: weight of the teacher-forcing loss; 1 runs no beam at all"
     )
     teacher_forcing_ratio_schedule: ChoiceEnum(SCHEDULES) = with_help(  # type: ignore[valid-type]
         "constant", "how rho goes from --teacher-forcing-ratio to --teacher-forcing-ratio-end"
@@ -107,6 +107,11 @@ class SoftBeamConfig(FairseqDataclass):
     soft_beam_post_process: ChoiceEnum(POST_PROCESSES) = with_help(  # type: ignore[valid-type]
         "none",
         "what makes words of tokens, of which the BLEU of the risk is; as in fairseq-generate's --post-process",
+    )
+    soft_beam_brevity_smoothing: float = with_help(
+        0.0,
+        "tokens (words, with --soft-beam-post-process) by which a reference counts as longer in the brevity "
+        "penalty of the risk's BLEU, at least 0; against outputs that become shorter",
     )
     soft_beam_score_grad_clip: float = with_help(
         0.01,
@@ -180,6 +185,11 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
     require(
         0 <= cfg.soft_beam_backward_epsilon < math.inf, "soft_beam_backward_epsilon", "be at least 0 and finite"
     )
+    require(
+        0 <= cfg.soft_beam_brevity_smoothing < math.inf,
+        "soft_beam_brevity_smoothing",
+        "be at least 0 and finite",
+    )
     for option in (
         "soft_beam_score_grad_clip",
         "soft_beam_horizon",
@@ -205,20 +215,26 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
         "soft_beam_max_len",
         "be 0 or at least 2 with --soft-beam-objective risk, which compares hypotheses",
     )
-    require(
-        str(cfg.soft_beam_objective) == "risk" or str(cfg.soft_beam_post_process) == "none",
-        "soft_beam_post_process",
-        "be none with --soft-beam-objective gold, which compares no words",
-    )
-    if str(cfg.soft_beam_relaxation) == "hard":  # without a gradient
-        for option, neutral in (
-            ("soft_beam_cost_scale", "none"),
-            ("soft_beam_detach", "nothing"),
-            ("soft_beam_backward_epsilon", 0),
-        ):
-            value = getattr(cfg, option)
+    for option, chosen, useless in (  # what would have no effect
+        (
+            "soft_beam_objective",
+            "gold",
+            (("soft_beam_post_process", "none"), ("soft_beam_brevity_smoothing", 0)),
+        ),
+        (
+            "soft_beam_relaxation",
+            "hard",
+            (
+                ("soft_beam_cost_scale", "none"),
+                ("soft_beam_detach", "nothing"),
+                ("soft_beam_backward_epsilon", 0),
+            ),
+        ),
+    ):
+        for other, neutral in useless if str(getattr(cfg, option)) == chosen else ():
+            value = getattr(cfg, other)
             value = value if isinstance(value, int | float) else str(value)
-            require(value == neutral, option, f"be {neutral} with --soft-beam-relaxation hard")
+            require(value == neutral, other, f"be {neutral} with --{option.replace('_', '-')} {chosen}")
 
 
 def _schedule(cfg: SoftBeamConfig, option: str) -> Schedule:
@@ -281,6 +297,7 @@ class SoftBeamCriterion(FairseqCriterion):
             hypotheses=cfg.soft_beam_hypotheses,
             temperature=cfg.soft_beam_temperature,
             words=self.words,
+            brevity_smoothing=cfg.soft_beam_brevity_smoothing,
         )
 
     def set_num_updates(self, num_updates: int) -> None:

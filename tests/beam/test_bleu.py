@@ -1,3 +1,4 @@
+import math
 import random
 
 import naive_soft_beam
@@ -21,6 +22,20 @@ def test_equals_counting():
             for hypothesis, length, value in zip(hypotheses[row], lengths[row], got[row], strict=True):
                 expected = naive_soft_beam.bleu(hypothesis[:length].tolist(), reference)
                 assert value.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_brevity_smoothing_lengthens_the_reference_in_the_brevity_penalty_only():
+    hypothesis, reference = torch.tensor([[[4, 5, 6, 7, 8]]]), torch.tensor([[4, 5, 9, 7, 8, 6]])
+    sizes = torch.tensor([[5]]), torch.tensor([6])
+    plain, smooth = (
+        sentence_bleu(hypothesis, sizes[0], reference, sizes[1], torch.float64, smoothing).item()
+        for smoothing in (0, 1.5)
+    )
+    assert smooth / plain == pytest.approx(math.exp((1 - 7.5 / 5) - (1 - 6 / 5)), abs=1e-12)
+    longer = torch.tensor([[[4, 5, 6, 7, 8, 9, 3, 3]]]), torch.tensor([[8]])
+    assert sentence_bleu(*longer, reference, sizes[1]) == sentence_bleu(
+        *longer, reference, sizes[1], brevity_smoothing=2
+    )
 
 
 def test_equals_sacrebleu_with_its_add_k_smoothing():

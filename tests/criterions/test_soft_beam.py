@@ -229,7 +229,15 @@ def test_literal_cost_makes_the_beam_an_average(make_model, make_sample, make_cr
         ),
         (
             {"soft_beam_post_process": "subword_nmt", "soft_beam_objective": "gold"},
-            "--soft-beam-post-process must be none with --soft-beam-objective gold, .* got subword_nmt",
+            "--soft-beam-post-process must be none with --soft-beam-objective gold, got subword_nmt",
+        ),
+        (
+            {"soft_beam_brevity_smoothing": -1.0},
+            "--soft-beam-brevity-smoothing must be at least 0 and finite, got -1.0",
+        ),
+        (
+            {"soft_beam_brevity_smoothing": 1.0, "soft_beam_objective": "gold"},
+            "--soft-beam-brevity-smoothing must be 0 with --soft-beam-objective gold, got 1.0",
         ),
         ({"soft_beam_detach": "all"}, "--soft-beam-detach must be one of nothing, .* got all"),
         (
@@ -462,7 +470,7 @@ def test_options_reach_the_search(make_criterion):
     options = {
         "size": 4, "epsilon": 0.3, "relaxation": "straight_through", "cost_scale": "max", "objective": "risk",
         "backward_epsilon": 0.7, "detach": "scores", "horizon": 5, "recompute": True, "max_len": 9,
-        "eos_weight": 0.5, "hypotheses": 6, "temperature": 0.2,
+        "eos_weight": 0.5, "hypotheses": 6, "temperature": 0.2, "brevity_smoothing": 1.5,
     }  # fmt: skip
     names = {"score_grad_clip": "score_grad_bound", "candidates": "num_candidates"}
     given = {
