@@ -48,6 +48,16 @@ logger = logging.getLogger(__name__)
 # A beam whose largest part is smaller than this is an average of the vocabulary.
 LOW_SHARPNESS = 0.25
 
+# What has no effect where an option has a certain value, and what it must be left at.
+WITHOUT_EFFECT: dict[tuple[str, str], dict[str, str | float]] = {
+    ("soft_beam_objective", "gold"): {"soft_beam_post_process": "none", "soft_beam_brevity_smoothing": 0},
+    ("soft_beam_relaxation", "hard"): {
+        "soft_beam_cost_scale": "none",
+        "soft_beam_detach": "nothing",
+        "soft_beam_backward_epsilon": 0,
+    },
+}
+
 
 @dataclass
 class SoftBeamConfig(FairseqDataclass):
@@ -215,26 +225,11 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
         "soft_beam_max_len",
         "be 0 or at least 2 with --soft-beam-objective risk, which compares hypotheses",
     )
-    for option, chosen, useless in (  # what would have no effect
-        (
-            "soft_beam_objective",
-            "gold",
-            (("soft_beam_post_process", "none"), ("soft_beam_brevity_smoothing", 0)),
-        ),
-        (
-            "soft_beam_relaxation",
-            "hard",
-            (
-                ("soft_beam_cost_scale", "none"),
-                ("soft_beam_detach", "nothing"),
-                ("soft_beam_backward_epsilon", 0),
-            ),
-        ),
-    ):
-        for other, neutral in useless if str(getattr(cfg, option)) == chosen else ():
+    for (option, choice), others in WITHOUT_EFFECT.items():
+        for other, neutral in others.items() if str(getattr(cfg, option)) == choice else ():
             value = getattr(cfg, other)
             value = value if isinstance(value, int | float) else str(value)
-            require(value == neutral, other, f"be {neutral} with --{option.replace('_', '-')} {chosen}")
+            require(value == neutral, other, f"be {neutral} with --{option.replace('_', '-')} {choice}")
 
 
 def _schedule(cfg: SoftBeamConfig, option: str) -> Schedule:
