@@ -16,6 +16,7 @@ TRAIN = [
     "--log-format", "simple", "--log-interval", "1", "--num-workers", "0", "--no-epoch-checkpoints",
 ]  # fmt: skip
 TINY = ["--arch", "topk_attention_tiny"]
+MIXED = ["--criterion", "soft_beam", "--teacher-forcing-ratio", "0.2"]
 LSTM = [
     "--arch", "lstm", "--encoder-embed-dim", "32", "--decoder-embed-dim", "32", "--decoder-out-embed-dim", "32",
 ]  # fmt: skip
@@ -42,7 +43,7 @@ def train(tiny_corpus):
 @pytest.fixture(scope="session")
 def trained(train, tiny_corpus):
     """The log and the checkpoint of three updates with ``soft_beam``."""
-    done = train(*TINY, "--criterion", "soft_beam", "--max-update", "3", "--save-dir", "tiny")
+    done = train(*TINY, *MIXED, "--max-update", "3", "--save-dir", "tiny")
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr + done.stdout, "tiny/checkpoint_last.pt"
 
@@ -71,7 +72,7 @@ def test_the_log_shows_both_losses_and_how_soft_the_beam_is(trained):
 
 
 def test_resumes_where_it_was(train, trained):
-    done = train(*TINY, "--criterion", "soft_beam", "--max-update", "5", "--save-dir", "tiny")
+    done = train(*TINY, *MIXED, "--max-update", "5", "--save-dir", "tiny")
     assert done.returncode == 0, done.stderr[-3000:]
     log = done.stderr + done.stdout
     assert [row["num_updates"] for row in updates(log)] == [4, 5]
