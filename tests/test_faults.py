@@ -86,7 +86,8 @@ def test_resumes_exactly_in_a_later_epoch(run, tmp_path):
     """fairseq makes the batches of all epochs in the one that it starts in, unless it is told otherwise."""
     options = ["--save-interval-updates", "3", "--no-epoch-checkpoints", "--max-update", "24"]
     options += ["--update-epoch-batch-itr", "True", "--update-freq", "2", "--soft-beam-prob", "0.6"]
-    options += ["--teacher-forcing-ratio-schedule", "linear", "--teacher-forcing-ratio-updates", "20"]
+    options += ["--teacher-forcing-ratio", "0.2", "--teacher-forcing-ratio-schedule", "linear"]
+    options += ["--teacher-forcing-ratio-updates", "20"]
     folder, again = run(*options), tmp_path / "again"
     again.mkdir()
     (again / "checkpoint_last.pt").write_bytes((folder / "checkpoint_2_15.pt").read_bytes())
