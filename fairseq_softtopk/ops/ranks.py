@@ -138,9 +138,10 @@ def _vjp(
             torch.nn.functional.pad(for_weights.narrow(-1, *piece).to(plan.dtype), (0, 0, 0, 1)),
         )
 
+    only = look(pieces[0]) if len(pieces) == 1 else None
     pulled, products = torch.zeros_like(zeta), torch.zeros_like(zeta.unsqueeze(-1) * zeta.unsqueeze(-2))
     for piece in pieces:
-        _, plan, incoming = look(piece)
+        _, plan, incoming = only or look(piece)
         pulled = pulled + _through_softmax(plan, incoming).sum(-1)
         products = products + plan @ plan.transpose(-1, -2)
     pulled = pulled if for_zeta is None else pulled + for_zeta
@@ -149,7 +150,7 @@ def _vjp(
     anchors = torch.arange(zeta.size(-1) - 1, -1, -1, dtype=scores.dtype, device=scores.device)
     for_scores, for_epsilon = [], torch.zeros_like(epsilon)
     for piece in pieces:
-        logits, plan, incoming = look(piece)
+        logits, plan, incoming = only or look(piece)
         for_logits = _through_softmax(plan, incoming - multiplier)
         for_scores.append((for_logits * anchors.unsqueeze(-1)).sum(-2) * slope)
         if epsilon.requires_grad:  # logits are proportional to 1 / epsilon; where one is infinite nothing moves

@@ -61,29 +61,31 @@ def solve_potentials(
     scale = col_mass.masked_fill(col_mass == 0, 1.0)
 
     def look(zeta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The value, the residual, the step of Newton's method and how much D should gain by it."""
+        """The value, the residual, the gradient and the matrix of Newton's method."""
         value, sums, matrix = measure(zeta)
         gradient = col_mass - sums
-        step = solve_laplacian(matrix + floor, gradient)
         value = value + (col_mass * zeta.masked_fill(col_mass == 0, 0.0)).sum(-1)
-        return value, (gradient / scale).abs().amax(-1), step, (gradient * step).sum(-1)
+        return value, (gradient / scale).abs().amax(-1), gradient, matrix
 
     zeta = start
-    value, residual, step, gain = look(zeta)
-    size = _first_size(step)
+    value, residual, gradient, matrix = look(zeta)
+    better, size = torch.ones_like(value, dtype=torch.bool), torch.ones_like(value)
     steps = steps if watched(start) else min(steps, BLIND_STEPS)
     for taken in range(steps):
         if watched(start) and bool((residual <= tol).all()):
             return Potentials(zeta, residual, taken)
+        step = solve_laplacian(matrix + floor, gradient)
+        size = torch.where(better, _first_size(step), size / 2)
+        gain = (gradient * step).sum(-1)
         trial = zeta + size.unsqueeze(-1) * step
-        trial_value, trial_residual, trial_step, trial_gain = look(trial)
+        trial_value, trial_residual, trial_gradient, trial_matrix = look(trial)
         # D is only known up to rounding: close to the optimum the residual decides.
         closer = trial_residual <= residual.clamp(max=NEAR)
         better = (trial_value >= value + 1e-4 * size * gain) | closer
-        size = torch.where(better, _first_size(trial_step), size / 2)
-        zeta, step = (torch.where(better.unsqueeze(-1), a, b) for a, b in ((trial, zeta), (trial_step, step)))
         value, residual = torch.where(better, trial_value, value), torch.where(better, trial_residual, residual)
-        gain = torch.where(better, trial_gain, gain)
+        row = better.unsqueeze(-1)
+        zeta, gradient = torch.where(row, trial, zeta), torch.where(row, trial_gradient, gradient)
+        matrix = torch.where(row.unsqueeze(-1), trial_matrix, matrix)
     return Potentials(zeta, residual, steps)
 
 
