@@ -1,6 +1,7 @@
 """Draws what fairseq-train logged: ``python scripts/plot_training.py LOG... --out PNG``.
 
-A log is what ``fairseq-train --log-format simple`` printed; the folder that it lies in names its curve.
+A log is what ``fairseq-train --log-format simple`` printed; its folder names its curve, or as much of its path
+as tells it from the others.
 One panel a quantity: the losses, and what ``soft_beam`` says about its beam.
 """
 
@@ -58,9 +59,9 @@ def draw(logs: dict[str, Curves], out: Path) -> None:
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (name, title) in zip(axes.flat, panels.items(), strict=False):
-        for label, curves in logs.items():
+        for number, (label, curves) in enumerate(logs.items()):
             if name in curves:
-                axis.plot(*zip(*curves[name], strict=True), marker=".", label=label)
+                axis.plot(*zip(*curves[name], strict=True), marker=".", color=f"C{number}", label=label)
         axis.set(title=title, xlabel="update")
         if name in SHARES:
             axis.set_ylim(-0.03, 1.03)
@@ -70,21 +71,33 @@ def draw(logs: dict[str, Curves], out: Path) -> None:
     figure.savefig(out, dpi=120)
 
 
+def name_curves(paths: list[Path]) -> list[str]:
+    """The shortest ends of different paths that tell them apart, with the files only if the folders do not."""
+    paths = [path.resolve() for path in paths]
+    folders = [path.parent for path in paths]
+    ends = folders if len(set(folders)) == len(paths) else paths
+    names: list[str] = []
+    length = 0
+    while len(set(names)) < len(paths):
+        length += 1
+        names = ["/".join(end.parts[-length:]) for end in ends]
+    return names
+
+
 def main() -> None:
     """Reads the logs and draws them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG")
     parser.add_argument("--out", type=Path, required=True, metavar="PNG")
     args = parser.parse_args()
-    logs = {}
     for path in args.logs:
         if not path.is_file():
             parser.error(f"{path} is not a file")
-        name = path.resolve().parent.name
-        if name in logs:
-            parser.error(f"{path} would have the curve of another log: its folder, too, is named {name}")
-        logs[name] = read_log(path)
-        if not logs[name]:
+    if len({path.resolve() for path in args.logs}) < len(args.logs):
+        parser.error("one of the logs is named twice")
+    logs = dict(zip(name_curves(args.logs), map(read_log, args.logs), strict=True))
+    for path, curves in zip(args.logs, logs.values(), strict=True):
+        if not curves:
             parser.error(f"{path} holds no training log: was it written with --log-format simple?")
     if not any(name in curves for curves in logs.values() for name in PANELS):
         parser.error(f"the logs hold none of {', '.join(PANELS)}: was it --criterion soft_beam?")

@@ -201,14 +201,24 @@ def test_plot_training_reads_a_resumed_log_once(tmp_path):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_plot_training_does_not_hide_a_log_behind_another(tmp_path):
-    logs = [tmp_path / name / "run" / "train.log" for name in ("first", "second")]
-    for log in logs:
-        log.parent.mkdir(parents=True)
-        log.write_text(LOG.format(1, 2))
-    done = script("plot_training.py", *logs, "--out", tmp_path / "loss.png")
-    assert done.returncode == 2
-    assert f"{logs[1]} would have the curve of another log" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("logs", "names"),
+    [
+        (["a/train.log", "b/train.log"], ["a", "b"]),
+        (["a/seed1/train.log", "b/seed1/train.log"], ["a/seed1", "b/seed1"]),
+        (["a/one.log", "a/two.log", "b/one.log"], ["a/one.log", "a/two.log", "b/one.log"]),
+        (["a/one.log", "a/two.log"], ["one.log", "two.log"]),
+    ],
+)
+def test_plot_training_names_the_curves_apart(tmp_path, monkeypatch, logs, names):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from plot_training import name_curves
+
+    assert name_curves([tmp_path / log for log in logs]) == names
+    (tmp_path / logs[0]).parent.mkdir(parents=True)
+    (tmp_path / logs[0]).write_text(LOG.format(1, 2))
+    done = script("plot_training.py", *[tmp_path / logs[0]] * 2, "--out", tmp_path / "loss.png")
+    assert (done.returncode, "one of the logs is named twice" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
