@@ -4,9 +4,9 @@ Four updates, forward + backward, take turns on one batch and model; the optimis
 
 a  teacher forcing: ``soft_beam`` with rho = 1, which is fairseq's ``cross_entropy``.
 b  the batch k times over: a teacher-forced decoder pass over k copies of every sentence, encoded once.  No
-   method that looks at k hypotheses runs less of the decoder, but for the padding, which the search leaves out.
+   method that looks at k hypotheses runs less of the decoder.
 c  ``soft_beam`` with rho = 0.8, which contains a (with the default, 0, it does not): the ratio is c / (a + b).
-   Its beam takes a fifth more steps than a, and two; with ``--objective gold`` as many.
+   Its beam takes as many steps as a with ``--objective gold``, and a fifth more, and two, with the risk.
 d  c, with every step of the beam computed anew in the backward pass.
 
 The fastest turn of each counts, so that a slow phase of the machine hits all alike; the median of the ratios of
@@ -402,7 +402,7 @@ def parse_args() -> Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", default=ARCHS, help=f"default: {' '.join(ARCHS)}")
-    parser.add_argument("--objective", choices=OBJECTIVES, default="risk", help="of c and d (default: risk)")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="gold", help="of c and d (default: gold)")
     parser.add_argument("--vocabularies", nargs="+", type=int, default=VOCABULARIES, metavar="V")
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, metavar="K", help="numbers of beams")
     parser.add_argument("--sentences", type=int, default=30, help="in the batch (default: 30)")

@@ -52,10 +52,7 @@ class ScoreGradBound:
         self._unit: Tensor | None = None
 
     def watch(self, scores: Tensor, live: Tensor) -> Tensor:
-        """The scores (bsz, n) of the first sentences, with a bound on what flows back through them.
-
-        It is counted where ``live`` (bsz,).
-        """
+        """The scores (bsz, n), with a bound on what flows back through them, counted where ``live`` (bsz,)."""
         watched = scores.view_as(scores)  # other uses of the scores are left alone
         if watched.requires_grad:
             watched.register_hook(lambda grad: self._clip(grad, live))  # type: ignore[no-untyped-call]
@@ -71,13 +68,12 @@ class ScoreGradBound:
 
     def _clip(self, grad: Tensor, live: Tensor) -> Tensor:
         assert self._unit is not None
-        unit = self._unit[: len(grad)]
         wide = grad.detach().to(torch.promote_types(grad.dtype, torch.float32))
         norm: Tensor = wide.norm(dim=-1, keepdim=True)  # (bsz, 1)
-        limit = self.bound * unit
+        limit = self.bound * self._unit
         over = norm > limit if self.bound > 0 else torch.zeros_like(norm, dtype=torch.bool)
-        relative = (norm / unit.clamp(min=torch.finfo(norm.dtype).tiny)).squeeze(-1)
-        counted = live & (unit.squeeze(-1) > 0)
+        relative = (norm / self._unit.clamp(min=torch.finfo(norm.dtype).tiny)).squeeze(-1)
+        counted = live & (self._unit.squeeze(-1) > 0)
         self.stats.norm.add_(relative.where(counted, 0.0).sum())
         self.stats.clipped.add_((over.squeeze(-1) & counted).sum())
         self.stats.total.add_(counted.sum())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .candidates import Candidates, best_candidates
+from .candidates import best_candidates
 from .gradient import ScoreGradBound
 from .selection import SelectionConfig, beam_weights, select
 from .trace import StepRecord
@@ -37,9 +36,6 @@ class StepDecoder(Protocol):
 
     def mix(self, state: Any, weights: Tensor) -> Any:
         """``h_l = sum_i weights[i, l] h_i`` (paper, eq. 10), weights (bsz, beams, k): a state of k beams."""
-
-    def narrow(self, state: Any, bsz: int) -> Any:
-        """The state of the first ``bsz`` sentences, which are not fewer than one."""
 
     def detach(self, state: Any) -> Any:
         """The same state, without a gradient to what it was made of."""
@@ -75,7 +71,7 @@ class SearchConfig(SelectionConfig):
 
 
 class Beams(NamedTuple):
-    """The live hypotheses before a step; ``bsz`` counts the sentences that are still in the search.
+    """The live hypotheses before a step.
 
     Attributes:
         embeddings: (bsz, beams, E), what they feed.
@@ -107,9 +103,6 @@ def soft_beam_search(
 ) -> tuple[list[StepRecord], ScoreGradBound]:
     """Writes hypotheses, and keeps of every step what a loss may ask for.
 
-    The sentences at the end of the batch leave the search when they have taken their steps: with the longest
-    first, none is carried along for others.
-
     Args:
         decoder: the decoder, one step at a time.
         encoder_out: what the encoder returned for the batch.
@@ -126,25 +119,19 @@ def soft_beam_search(
     beams = Beams(decoder.embed(first), decoder.start(encoder_out), scores, scores)
     bound = ScoreGradBound(config.score_grad_bound, gold.device)
     trace: list[StepRecord] = []
-    remaining = _remaining(limits.tolist())
-    for step, (bsz, next_bsz) in enumerate(pairwise(remaining)):
+    num_steps = int(limits.max())
+    for step in range(num_steps):
         if config.horizon and step and step % config.horizon == 0:
             beams = beams.detached(decoder)
-        target = gold[:bsz, step] if step < gold.size(1) else None
-        live = limits[:next_bsz] > step + 1
-        arguments = (decoder, beams, target, ends[:bsz] == step + 1, live, bound, config)
+        target = gold[:, step] if step < gold.size(1) else None
+        live = limits > step + 1 if step + 1 < num_steps else None
+        arguments = (decoder, beams, target, ends == step + 1, live, bound, config)
         if config.recompute and torch.is_grad_enabled():
             record, beams = checkpoint(_step, *arguments, use_reentrant=False)
         else:
             record, beams = _step(*arguments)
-        trace.append(record.padded(len(gold)))
+        trace.append(record)
     return trace, bound
-
-
-def _remaining(limits: list[int]) -> list[int]:
-    """For every step, and after the last, of how many sentences the search still looks at the first ones."""
-    longest = list(accumulate(reversed(limits), max))[::-1]  # of a sentence and those after it: descending
-    return [sum(limit > step for limit in longest) for step in range(longest[0] + 1)]
 
 
 def _step(
@@ -152,11 +139,11 @@ def _step(
     beams: Beams,
     gold: Tensor | None,
     may_end: Tensor,
-    live: Tensor,
+    live: Tensor | None,
     bound: ScoreGradBound,
     config: SearchConfig,
 ) -> tuple[StepRecord, Beams]:
-    """Continues all beams by one token; ``live`` says which sentences go on, of the first that are kept."""
+    """Continues all beams by one token; ``live`` (bsz,) says which sentences go on, None if none does."""
     lprobs, state = decoder.step(beams.embeddings, beams.state)
     candidates = best_candidates(beams.scores, lprobs, config.num_candidates, config.never, config.eos, may_end)
     record = StepRecord(
@@ -165,12 +152,8 @@ def _step(
         finished=beams.scores + lprobs[..., config.eos],
         best=candidates.beams[:, 0],
     )
-    if len(live) == 0:
+    if live is None:
         return record, beams
-    if len(live) < len(lprobs):
-        state = decoder.narrow(state, len(live))
-        beams = beams._replace(selected_by=beams.selected_by[: len(live)])
-        candidates = Candidates(*(each[: len(live)] for each in candidates))
     seen = beams.selected_by.gather(1, candidates.beams) + candidates.lprobs
     chosen = select(bound.watch(seen, live), config)
     parents = candidates.beams.gather(1, chosen.origin)

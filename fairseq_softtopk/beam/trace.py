@@ -32,15 +32,6 @@ class StepRecord(NamedTuple):
     agreement: Tensor | None = None
     gold_rank: Tensor | None = None
 
-    def padded(self, bsz: int) -> StepRecord:
-        """The record with zeros for the sentences, up to ``bsz``, that had left the search."""
-        padded = {
-            name: torch.cat((value, value.new_zeros(bsz - len(value), *value.shape[1:])))
-            for name, value in self._asdict().items()
-            if value is not None and len(value) < bsz
-        }
-        return self._replace(**padded)
-
 
 class Paths(NamedTuple):
     """Hypotheses of a trace of S steps.

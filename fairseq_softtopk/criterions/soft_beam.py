@@ -394,17 +394,16 @@ class SoftBeamCriterion(FairseqCriterion):
         self, model: nn.Module, encoder_out: Any, sample: dict[str, Any], epsilon: float
     ) -> tuple[Tensor, BeamStats]:
         """The loss of a soft beam search: see :mod:`fairseq_softtopk.beam.loss`."""
-        lengths = sample["target"].ne(self.padding_idx).sum(1)
-        order = lengths.argsort(descending=True)  # so that the search need not carry along what is over
+        target = sample["target"]
         decoder = _CheckedSteps(step_decoder_for(model))
         # Hypotheses may be longer than the gold sentence, but not than what the decoder has positions for.
         max_len = int(min(self.beam.max_len or math.inf, model.decoder.max_positions()))
         losses, stats = soft_beam_loss(
             decoder,
-            model.encoder.reorder_encoder_out(encoder_out, order),
-            first=sample["net_input"]["prev_output_tokens"][order, :1],
-            gold=sample["target"][order],
-            lengths=lengths[order],
+            encoder_out,
+            first=sample["net_input"]["prev_output_tokens"][:, :1],
+            gold=target,
+            lengths=target.ne(self.padding_idx).sum(1),
             config=replace(self.beam, epsilon=epsilon, max_len=max_len),
         )
         return losses.sum(), stats

@@ -109,16 +109,6 @@ class LSTMStepDecoder:
             state.encoder_out,
         )
 
-    def narrow(self, state: LSTMState, bsz: int) -> LSTMState:
-        """The states and the source of the first sentences."""
-        outputs, hiddens, cells, padding_mask = state.encoder_out
-        return LSTMState(
-            [hidden[:bsz] for hidden in state.hiddens],
-            [cell[:bsz] for cell in state.cells],
-            state.input_feed[:bsz],
-            (outputs[:, :bsz], hiddens[:, :bsz], cells[:, :bsz], padding_mask[:, :bsz]),
-        )
-
     def detach(self, state: LSTMState) -> LSTMState:
         """Detaches the recurrent state; the encoder output keeps its gradient."""
         return LSTMState(

@@ -29,10 +29,6 @@ class Cache(NamedTuple):
     keys: Tensor
     values: Tensor
 
-    def narrow(self, bsz: int) -> Cache:
-        """Those of the first sentences."""
-        return Cache(self.keys[:bsz], self.values[:bsz])
-
 
 class Source(NamedTuple):
     """What the beams of a sentence share, computed once: it is never repeated, and never mixed.
@@ -46,14 +42,6 @@ class Source(NamedTuple):
     encoder_out: Tensor
     padding_mask: Tensor | None
     caches: list[Cache | None]
-
-    def narrow(self, bsz: int) -> Source:
-        """That of the first sentences."""
-        return Source(
-            self.encoder_out[:, :bsz],
-            None if self.padding_mask is None else self.padding_mask[:bsz],
-            [None if cache is None else cache.narrow(bsz) for cache in self.caches],
-        )
 
 
 class TransformerState(NamedTuple):
@@ -140,12 +128,6 @@ class TransformerStepDecoder:
             for cache in state.caches
         ]
         return state._replace(caches=caches)
-
-    def narrow(self, state: TransformerState, bsz: int) -> TransformerState:
-        """The caches and the source of the first sentences."""
-        return state._replace(
-            caches=[cache.narrow(bsz) for cache in state.caches], source=state.source.narrow(bsz)
-        )
 
     def detach(self, state: TransformerState) -> TransformerState:
         """Detaches the caches of the self-attentions; the source keeps its gradient."""

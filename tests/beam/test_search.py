@@ -10,7 +10,6 @@ from fairseq_softtopk.beam import BeamConfig, WordJoiner, soft_beam_loss
 from fairseq_softtopk.beam.search import soft_beam_search
 from fairseq_softtopk.beam.trace import follow
 from fairseq_softtopk.decoders import step_decoder_for
-from fairseq_softtopk.decoders.lstm import LSTMStepDecoder
 
 LENGTHS = [(5, 4), (3, 6), (2, 1), (4, 2)]
 
@@ -237,19 +236,6 @@ def test_a_sentence_does_not_depend_on_its_batch(
         assert_equal_with_gradients(model, search(model, alone, config)[0][0], together)
 
 
-@pytest.mark.parametrize(
-    "lengths, rows", [((6, 4, 2, 2), [4, 4, 2, 2, 1, 1]), ((2, 6, 2, 3), [4, 4, 4, 2, 2, 2])]
-)
-def test_sentences_at_the_end_leave_the_search_when_they_are_over(
-    make_model, make_sample, config, monkeypatch, lengths, rows
-):
-    model, sample = make_model(), make_sample([(3, length) for length in lengths])
-    step, seen = LSTMStepDecoder.step, []
-    monkeypatch.setattr(LSTMStepDecoder, "step", lambda *args: (seen.append(len(args[1])), step(*args))[1])
-    search(model, sample, config)
-    assert seen == rows
-
-
 def hard_beam_loss(model, source, gold, k):
     """A textbook beam search over token sequences, with the stock decoder run anew on every prefix."""
     encoder_out = model.encoder(source[None], torch.tensor([len(source)]))
@@ -362,16 +348,16 @@ def test_statistics_of_the_gold_tokens(make_model, make_sample, config):
             self.steps = 0
 
         def step(self, embeddings, state):
-            bsz, beams, _ = embeddings.shape
-            lprobs = torch.full((bsz, beams, 16), -5.0)
-            lprobs.scatter_(2, sample["target"][:bsz, self.steps].view(-1, 1, 1).expand(-1, beams, 1), 0.0)
+            lprobs = torch.full((len(LENGTHS), embeddings.size(1), 16), -5.0)
+            lprobs.scatter_(
+                2, sample["target"][:, self.steps].view(-1, 1, 1).expand(-1, embeddings.size(1), 1), 0.0
+            )
             self.steps += 1
             return lprobs, state
 
         start = staticmethod(lambda encoder_out: None)
         embed = staticmethod(lambda tokens: tokens.unsqueeze(-1).float())
         mix = staticmethod(lambda state, weights: None)
-        narrow = staticmethod(lambda state, bsz: None)
         mix_embeddings = staticmethod(lambda tokens, weights: weights.sum(1).unsqueeze(-1))
 
     target = sample["target"]

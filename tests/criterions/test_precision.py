@@ -135,5 +135,5 @@ def test_an_update_is_the_gradient_of_all_its_batches_over_their_size(corpus, av
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
     expected = -learning_rate * gradient / (len(both) if average else lengths.sum())
-    torch.testing.assert_close(step(first, second), expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(step(both), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(step(first, second), expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(step(both), expected, rtol=0, atol=1e-14)

@@ -11,10 +11,8 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.logging import metrics
 
 from fairseq_softtopk import plugin  # noqa: F401
-from fairseq_softtopk.beam import soft_beam_loss
 from fairseq_softtopk.criterions import soft_beam
 from fairseq_softtopk.criterions.soft_beam import SoftBeamConfig, SoftBeamCriterion
-from fairseq_softtopk.decoders import step_decoder_for
 
 LENGTHS = [(5, 4), (3, 6), (2, 1), (4, 2)]
 
@@ -76,28 +74,6 @@ def test_encodes_the_batch_once(make_model, make_sample, make_criterion):
     model.encoder.register_forward_hook(lambda *_: calls.append(1))
     make_criterion()(model, make_sample(LENGTHS))
     assert len(calls) == 1
-
-
-@pytest.mark.parametrize("arch", ["lstm", "topk_attention", "transformer"])
-def test_the_longest_sentences_come_first_in_the_search(
-    make_model, make_sample, make_criterion, monkeypatch, arch
-):
-    """So that a step computes what goes on, and nothing else; the loss is that of the batch as it is."""
-    model, sample, rows = make_model(arch), make_sample(LENGTHS), []
-    decoder = step_decoder_for(model)
-    step = type(decoder).step
-    expected, _ = soft_beam_loss(
-        decoder,
-        model.encoder(sample["net_input"]["src_tokens"], sample["net_input"]["src_lengths"]),
-        sample["net_input"]["prev_output_tokens"][:, :1],
-        sample["target"],
-        sample["target"].ne(1).sum(1),
-        make_criterion().beam,
-    )
-    monkeypatch.setattr(type(decoder), "step", lambda *args: (rows.append(len(args[1])), step(*args))[1])
-    loss = make_criterion(teacher_forcing_ratio=0.0)(model, sample)[0]
-    torch.testing.assert_close(loss, expected.sum())
-    assert rows == [4, 3, 2, 2, 1, 1]
 
 
 def test_one_sharp_beam_feeds_what_greedy_search_writes(make_model, make_sample, make_criterion):

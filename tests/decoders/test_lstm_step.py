@@ -44,18 +44,6 @@ def test_a_one_hot_mixture_is_a_reordering_of_the_beams(make_model, make_sample)
     torch.testing.assert_close(got, expected[:, order])
 
 
-@pytest.mark.parametrize("arch, options", MODELS)
-def test_a_narrowed_state_is_that_of_the_first_sentences(make_model, make_sample, arch, options):
-    model, sample = make_model(arch, **options), make_sample([(5, 7), (3, 4), (2, 4)])
-    decoder = step_decoder_for(model)
-    state = decoder.start(model.encoder(sample["net_input"]["src_tokens"], sample["net_input"]["src_lengths"]))
-    _, state = decoder.step(decoder.embed(torch.full((3, 1), 2)), state)
-    embeddings = decoder.embed(torch.tensor([[4], [5], [6]]))
-    expected, _ = decoder.step(embeddings, state)
-    got, _ = decoder.step(embeddings[:2], decoder.narrow(state, 2))
-    torch.testing.assert_close(got, expected[:2])
-
-
 def test_mixed_embeddings_are_the_weighted_sum(make_model):
     model = make_model()
     tokens, weights = torch.randint(4, 16, (2, 5)), torch.rand(2, 5, 3, dtype=torch.float64)

@@ -170,18 +170,6 @@ def test_a_state_is_never_modified(make_model, make_sample, options):
         assert torch.equal(part, value) and part._version == version
 
 
-@pytest.mark.parametrize("options", STATES)
-def test_a_narrowed_state_is_that_of_the_first_sentences(make_model, make_sample, options):
-    decoder, state = three_beams(make_model("transformer", **options), make_sample(LENGTHS))
-    embeddings = decoder.embed(torch.full((3, 3), 4))
-    expected, _ = decoder.step(embeddings, state)
-    for bsz in (2, 1):
-        got, state = decoder.step(embeddings[:bsz], decoder.narrow(state, bsz))
-        torch.testing.assert_close(got, expected[:bsz])
-        embeddings = decoder.embed(torch.full((bsz, 3), 4))
-        expected, _ = decoder.step(embeddings, state)
-
-
 def test_the_source_is_projected_once_per_sentence(make_model, make_sample):
     model, sizes = make_model("transformer"), []
     for layer in model.decoder.layers:
