@@ -52,7 +52,7 @@ class Schedule:
                 f"got {self.start} and {self.end}"
             )
 
-    def at(self, num_updates: int | None) -> float:
+    def at(self, num_updates: float | None) -> float:
         """The number after so many updates; None stands for all of them."""
         if self.kind == "constant":
             return self.start

@@ -14,8 +14,8 @@ from fairseq_softtopk.ops.problem import watched
 # Temperatures, or entropic weights, that --tune tries; of distances whose mean is SCALE for a query.
 GRIDS = {
     "softmax_k": (0.01, 0.03, 0.1, 0.3),
-    "relax_subset": (0.1, 0.3, 1.0, 3.0),
-    "neuralsort": (0.1, 0.3, 1.0, 3.0),
+    "relax_subset": (0.3, 1.0, 3.0, 10.0),
+    "neuralsort": (0.3, 1.0, 3.0, 10.0),
     "neuralsort_sampled": (0.3, 1.0, 3.0, 10.0),
     "sinkhorn_sort": (0.001, 0.003, 0.01, 0.03),
     "soft_topk": (0.03, 0.1, 0.3, 1.0),

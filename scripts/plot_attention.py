@@ -96,10 +96,11 @@ def draw(translations: list[Translation], out: Path) -> None:
     )
     for axis, (title, source, target, attention) in zip(axes[0], translations, strict=True):
         image = axis.imshow(attention, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        axis.set_xticks(range(len(source)), source, rotation=60, ha="left")
-        axis.set_yticks(range(len(target)), target)
+        axis.set_xticks(range(len(source)), source, rotation=60, ha="left", parse_math=False)
+        axis.set_yticks(range(len(target)), target, parse_math=False)
         axis.xaxis.tick_top()
-        axis.set(title=title, xlabel="source", ylabel="translation")
+        axis.set_title(title, parse_math=False)
+        axis.set(xlabel="source", ylabel="translation")
     figure.colorbar(image, ax=axes, label="attention weight")
     figure.savefig(out, dpi=120)
 

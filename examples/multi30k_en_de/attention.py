@@ -1,7 +1,7 @@
 """The attention of a checkpoint, as options of a training that goes on: ``python attention.py CHECKPOINT``.
 
 The relaxation has no parameters, so that a checkpoint also loads where another one is asked for.  Of a schedule
-of epsilon only the end counts: the new training starts where the old one ended.
+of epsilon only its last value counts: the new training starts where the old one was.
 """
 
 from __future__ import annotations
@@ -22,20 +22,30 @@ def main() -> None:
     path = parser.parse_args().checkpoint
     logging.disable(logging.INFO)  # what fairseq says when it is imported
     import fairseq_softtopk.plugin  # noqa: F401  what fairseq's checkpoints hold may be read
+    from fairseq_softtopk.schedules import Schedule
 
     try:
-        model = torch.load(path, map_location="cpu", weights_only=True)["cfg"]["model"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        model = checkpoint["cfg"]["model"]
     except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
         raise SystemExit(f"attention.py: {path} cannot be read ({type(error).__name__})") from None
     settings = vars(model) if isinstance(model, Namespace) else model
     if "attention_relaxation" not in settings:  # fairseq's lstm
         print("--attention-relaxation softmax")
         return
-    scheduled = str(settings["attention_epsilon_schedule"]) != "constant"
+    if "attention_score" not in settings:
+        raise SystemExit(f"attention.py: {path} is a Transformer, and this recipe fine-tunes LSTMs")
+    name = "attention_epsilon"
+    schedule = Schedule(
+        f"--{name}",
+        *(settings[f"{name}{part}"] for part in ("", "_end", "_updates")),
+        str(settings[f"{name}_schedule"]),
+    )
+    updates = checkpoint["model"]["decoder.attention.relaxation._extra_state"]
     options = {
         "relaxation": settings["attention_relaxation"],
         "top-k": settings["attention_top_k"],
-        "epsilon": settings["attention_epsilon_end" if scheduled else "attention_epsilon"],
+        "epsilon": schedule.at(float(updates)),
         "score": settings["attention_score"],
     }
     print(*(f"--attention-{name} {value}" for name, value in options.items()))

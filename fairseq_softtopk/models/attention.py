@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from fairseq.models import FairseqEncoder
-from fairseq.models.lstm import AttentionLayer
+from fairseq.models.lstm import AttentionLayer, LSTMEncoder
 from torch import Tensor, nn
 
 from .relaxation import Relaxation
@@ -111,6 +111,32 @@ class MLPAttentionLayer(BeamAttentionLayer):
         source, keys = source.split((source.size(2) - self.hidden_dim, self.hidden_dim), dim=2)
         hidden = torch.tanh(self.input_proj(input).unsqueeze(2) + keys.unsqueeze(1))  # (bsz, beams, srclen, H)
         return self.score_proj(hidden).squeeze(3), source
+
+
+class SourceSideEncoder(LSTMEncoder):
+    """fairseq's encoder, with its output on the side on which the source is padded.
+
+    ``LSTMEncoder`` moves the padding from the left to the right and leaves it there, where alignments that are
+    read against the source are off by it.
+
+    Args:
+        encoder: the encoder whose parameters it takes over.
+    """
+
+    def __init__(self, encoder: LSTMEncoder) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(vars(encoder))
+
+    def forward(
+        self, src_tokens: Tensor, src_lengths: Tensor, enforce_sorted: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the encoder returns, with position j that of source token j."""
+        states, hiddens, cells, padding_mask = super().forward(src_tokens, src_lengths, enforce_sorted)
+        on_the_left = src_tokens.eq(self.padding_idx).long().cumprod(1).sum(1)  # (bsz,)
+        positions = torch.arange(len(states), device=states.device).unsqueeze(1)
+        moved = (positions - on_the_left) % len(states)  # (srclen, bsz)
+        states = states.gather(0, moved.unsqueeze(2).expand_as(states))
+        return states, hiddens, cells, padding_mask.gather(0, moved)
 
 
 class KeyedEncoder(FairseqEncoder):

@@ -69,8 +69,10 @@ class Relaxation(nn.Module):
             epsilon = Schedule("--attention-epsilon", epsilon, epsilon, 0, "constant")
         if kind not in RELAXATIONS:
             raise ValueError(f"--attention-relaxation must be one of {', '.join(RELAXATIONS)}, got {kind}")
-        if k < 1:
-            raise ValueError(f"--attention-top-k must be at least 1, got {k}")
+        if not isinstance(k, int) or k < 1:
+            raise ValueError(f"--attention-top-k must be a whole number, at least 1, got {k}")
+        if kind == "hard_topk" and k == 1:
+            raise ValueError("hard_topk wants --attention-top-k of at least 2: a single score has no gradient")
         for end, value in (("", epsilon.start), ("-end", epsilon.end)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{epsilon.name}{end} must be positive and finite, got {value}")
@@ -79,7 +81,7 @@ class Relaxation(nn.Module):
         if kind in FROM_ENTMAX and find_spec("entmax") is None:
             raise ImportError(f"--attention-relaxation {kind} needs the package entmax: pip install entmax")
         self.kind, self.k, self.schedule = kind, k, epsilon
-        self.num_updates = 0
+        self.num_updates = 0.0
 
     @classmethod
     def from_args(cls, args: Namespace) -> "Relaxation":
@@ -124,9 +126,9 @@ class Relaxation(nn.Module):
 
     def _from_entmax(self, scores: Tensor) -> Tensor:
         # Both give what is 2 below the best a weight of exactly 0; -inf would become NaN.
-        low = scores.detach().amax(-1, keepdim=True) - 4
+        scores = scores - scores.detach().amax(-1, keepdim=True)
         transform: Callable[..., Tensor] = getattr(import_module("entmax"), self.kind)
-        return transform(torch.where(scores == -math.inf, low, scores), dim=-1)
+        return transform(scores.masked_fill(scores == -math.inf, -4.0), dim=-1)
 
     # fairseq calls the next one before every update, and the last one on what it loads.
 
@@ -140,7 +142,7 @@ class Relaxation(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restores what a checkpoint says."""
-        self.num_updates = round(float(state))
+        self.num_updates = float(state)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
         """Lets fairseq's own models load as these architectures."""

@@ -11,7 +11,14 @@ from fairseq.models.lstm import LSTMModel, base_architecture
 from omegaconf import II, DictConfig, OmegaConf
 
 from ..options import with_help
-from .attention import SCORES, BeamAttentionLayer, DotAttentionLayer, KeyedEncoder, MLPAttentionLayer
+from .attention import (
+    SCORES,
+    BeamAttentionLayer,
+    DotAttentionLayer,
+    KeyedEncoder,
+    MLPAttentionLayer,
+    SourceSideEncoder,
+)
 from .relaxation import Relaxation, RelaxationConfig
 
 
@@ -62,15 +69,21 @@ class TopKAttentionModel(LSTMModel):
         super(LSTMModel, cls).add_args(parser)
 
     @classmethod
-    def build_model(cls, cfg: DictConfig | Namespace, task: Any) -> "TopKAttentionModel":
+    def build_model(cls, cfg: DictConfig | Namespace | TopKAttentionConfig, task: Any) -> "TopKAttentionModel":
         """Builds fairseq's LSTM and exchanges its attention layer.
 
         Raises:
-            ValueError: if an option is out of range.
+            ValueError: if an option is out of range, or a preset comes from Hydra, which does not fill it in.
             ImportError: if the relaxation needs a package that is not there.
         """
-        options = vars(cfg) if isinstance(cfg, Namespace) else OmegaConf.to_container(cfg, resolve=True)
+        options = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else vars(cfg)
         args = Namespace(**{k: v for k, v in options.items() if v is not None})
+        name = getattr(args, "_name", "topk_attention")
+        if name != "topk_attention" and not hasattr(args, "encoder_hidden_size"):
+            raise ValueError(f"presets are for the command line, got {name}: under Hydra, spell out its sizes")
+        for longest in ("max_source_positions", "max_target_positions"):
+            if hasattr(getattr(task, "cfg", None), longest):
+                setattr(args, longest, getattr(task.cfg, longest))
         args.criterion = getattr(args, "criterion_name", None)  # LSTMModel looks for adaptive_loss
         relaxation, score = Relaxation.from_args(args), str(getattr(args, "attention_score", "general"))
         if score not in SCORES:
@@ -82,6 +95,7 @@ class TopKAttentionModel(LSTMModel):
         decoder = model.decoder
         layer = {"general": BeamAttentionLayer, "dot": DotAttentionLayer, "mlp": MLPAttentionLayer}[score]
         decoder.attention = layer(decoder.attention, relaxation)
+        model.encoder = SourceSideEncoder(model.encoder)
         if score == "mlp":
             model.encoder = KeyedEncoder(model.encoder, decoder.hidden_size)
         return model

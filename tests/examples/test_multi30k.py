@@ -108,10 +108,11 @@ def test_the_papers_attention_settings_on_words(multi30k, tmp_path):
 
 def test_fine_tuning_attends_as_its_checkpoint_does(tmp_path):
     settings = {"attention_relaxation": "soft_topk", "attention_top_k": 2, "attention_epsilon": 1.0}
-    settings |= {"attention_score": "dot", "attention_epsilon_end": 0.01}
-    for schedule, epsilon in (("constant", 1.0), ("linear", 0.01)):
-        model = {**settings, "attention_epsilon_schedule": schedule}
-        torch.save({"cfg": {"model": model}}, tmp_path / "model.pt")
+    settings |= {"attention_score": "dot", "attention_epsilon_end": 0.5}
+    for schedule, updates, epsilon in (("constant", 0, 1.0), ("linear", 10, 0.75)):
+        model = {**settings, "attention_epsilon_schedule": schedule, "attention_epsilon_updates": updates}
+        done = {"decoder.attention.relaxation._extra_state": torch.tensor(5.0)}
+        torch.save({"cfg": {"model": model}, "model": done}, tmp_path / "model.pt")
         done = python("attention.py", tmp_path / "model.pt")
         expected = f"soft_topk --attention-top-k 2 --attention-epsilon {epsilon} --attention-score dot"
         assert done.stdout.decode() == f"--attention-relaxation {expected}\n", done.stderr

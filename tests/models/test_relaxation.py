@@ -96,10 +96,18 @@ def test_the_number_of_updates_travels_with_the_parameters():
     assert loaded.epsilon == trained.epsilon == pytest.approx(0.55)
 
 
+@pytest.mark.parametrize("kind", RELAXATIONS)
+def test_padding_has_no_weight_beside_scores_that_are_large(kind):
+    weights = Relaxation(kind, 2)(torch.tensor([1e8, -1e8, -math.inf]))
+    assert weights.tolist() == [1, 0, 0]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("soft_topk", 0, 0.1), "--attention-top-k must be at least 1, got 0"),
+        (("soft_topk", 0, 0.1), "--attention-top-k must be a whole number, at least 1, got 0"),
+        (("soft_topk", 2.7, 0.1), "--attention-top-k must be a whole number, at least 1, got 2.7"),
+        (("hard_topk", 1, 0.1), "hard_topk wants --attention-top-k of at least 2"),
         (("soft_topk", 3, 0.0), "--attention-epsilon must be positive and finite, got 0.0"),
         (("soft_topk", 3, math.inf), "--attention-epsilon must be positive and finite, got inf"),
         (

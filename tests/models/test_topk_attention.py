@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fairseq import options
@@ -5,10 +7,13 @@ from fairseq.dataclass.configs import EMAConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import build_model
 from fairseq.models.ema import EMA
+from fairseq.utils import convert_padding_direction
+from omegaconf import OmegaConf
 
 import fairseq_softtopk.plugin  # noqa: F401  (registers the architectures)
 from fairseq_softtopk.models.attention import MLPAttentionLayer
 from fairseq_softtopk.models.relaxation import RELAXATIONS
+from fairseq_softtopk.models.topk_attention import TopKAttentionConfig, TopKAttentionModel
 
 TRANSFORMER = "topk_attention_transformer"
 MODELS = [
@@ -127,6 +132,42 @@ def test_an_adaptive_softmax_is_built_for_its_criterion(task, criterion):
     assert (model.decoder.adaptive_softmax is not None) == (criterion == "adaptive_loss")
 
 
+@pytest.mark.parametrize("arch, settings", MODELS)
+def test_attention_weights_stand_at_their_source_tokens(make_model, make_sample, arch, settings):
+    """That is how ``--print-alignment`` reads them, whatever the side of the padding."""
+    model, net_input = make_model(arch, **settings).eval(), make_sample([(6, 3), (4, 3), (2, 3)])["net_input"]
+
+    def attention(source, lengths, target):
+        extra = model(source, lengths, target)[1]
+        return extra if torch.is_tensor(extra) else extra["attn"][0]  # (bsz, tgtlen, srclen)
+
+    on_the_left, lengths, target = (
+        net_input[key] for key in ("src_tokens", "src_lengths", "prev_output_tokens")
+    )
+    for source in (on_the_left, convert_padding_direction(on_the_left, 1, left_to_right=True)):
+        together = attention(source, lengths, target)
+        for row, tokens in enumerate(source):
+            real = tokens != 1
+            alone = attention(tokens[real][None], lengths[row, None], target[row, None])
+            torch.testing.assert_close(together[row][:, real], alone[0], atol=1e-6, rtol=1e-6)
+            assert (together[row][:, ~real] == 0).all()
+
+
+def test_takes_the_longest_source_from_the_task(make_model, task):
+    assert make_model("topk_attention").max_positions()[0] > 1000
+    task.cfg = SimpleNamespace(max_source_positions=8, max_target_positions=9)
+    assert make_model("topk_attention").max_positions() == (8, 9)
+
+
+def test_a_dataclass_builds_and_a_preset_of_hydra_is_refused(task):
+    config = TopKAttentionConfig(attention_score="dot", encoder_hidden_size=8, decoder_hidden_size=8)
+    model = TopKAttentionModel.build_model(config, task)
+    assert type(model.decoder.attention).__name__ == "DotAttentionLayer"
+    hydra = OmegaConf.create({"_name": "topk_attention_bahdanau", "encoder_hidden_size": None})
+    with pytest.raises(ValueError, match="presets are for the command line, got topk_attention_bahdanau"):
+        TopKAttentionModel.build_model(hydra, task)
+
+
 @pytest.mark.parametrize("fp32", [False, True])
 @pytest.mark.parametrize("arch", ["topk_attention", TRANSFORMER])
 def test_an_average_of_the_parameters_is_kept(make_model, arch, fp32):
@@ -141,13 +182,23 @@ def test_an_average_of_the_parameters_is_kept(make_model, arch, fp32):
     torch.testing.assert_close(ema.get_model().decoder.embed_tokens.weight, before + 0.5, check_dtype=False)
     state = model.state_dict()
     assert {value.item() for name, value in state.items() if name.endswith("_extra_state")} == {4}
+    averaged = ema.get_model().state_dict()
+    assert {value.item() for name, value in averaged.items() if name.endswith("_extra_state")} == {2}
+    ema.step(model, updates=4)  # where a whole number would stay at 2
+    ema.step(model, updates=4)
+    averaged = ema.get_model().state_dict()
+    assert {value.item() for name, value in averaged.items() if name.endswith("_extra_state")} == {3.5}
     make_model(arch).load_state_dict(ema.get_model().state_dict())
 
 
 @pytest.mark.parametrize(
     "arch, settings, message",
     [
-        ("topk_attention", {"attention_top_k": 0}, "--attention-top-k must be at least 1, got 0"),
+        (
+            "topk_attention",
+            {"attention_top_k": 0},
+            "--attention-top-k must be a whole number, at least 1, got 0",
+        ),
         ("topk_attention", {"decoder_attention": "False"}, "--decoder-attention must be True, got False"),
         ("topk_attention", {"attention_score": "cosine"}, "--attention-score must be one of general, dot, mlp"),
         (TRANSFORMER, {"attention_epsilon": 0.0}, "--attention-epsilon must be positive and finite, got 0.0"),

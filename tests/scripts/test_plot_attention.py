@@ -63,3 +63,10 @@ def test_is_drawn(plot_attention, corpus, checkpoint, monkeypatch):
     plot_attention.main()
     assert out.stat().st_size > 10_000
     assert drawn[0].source == ["en3", "en5", "</s>"]
+
+
+def test_a_dollar_is_a_token_and_no_formula(plot_attention, tmp_path):
+    tokens = ["$\\foo$", "$$"]
+    shown = plot_attention.Translation("a $\\bar$", tokens, tokens, torch.eye(2))
+    plot_attention.draw([shown], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
