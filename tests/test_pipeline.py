@@ -168,7 +168,7 @@ def test_validate_reports_the_soft_beam(trained, shell):
         (["--teacher-forcing-ratio", "2"], "--teacher-forcing-ratio must lie in [0, 1], got 2.0"),
         (["--soft-beam-cost-scale", "mean"], "invalid choice: 'mean' (choose from"),
         (["--attention-relaxation", "relu"], "invalid choice: 'relu' (choose from"),
-        (["--attention-top-k", "0"], "--attention-top-k must be at least 1, got 0"),
+        (["--attention-top-k", "0"], "--attention-top-k must be a whole number, at least 1, got 0"),
         (["--attention-epsilon", "0"], "--attention-epsilon must be positive and finite, got 0.0"),
     ],
 )
