@@ -68,7 +68,7 @@ case $name in
     )
     start=(--finetune-from-model "${PRETRAINED:-$RUN/models/finetuning/pretrained/model.pt}")
     [ -f "${start[1]}" ] || fail "$name starts from ${start[1]}, which is not there: bash train.sh finetuning/pretrained"
-    found=$(python "$recipe/attention.py" "${start[1]}") || fail "${start[1]} is not a checkpoint of fairseq's"
+    found=$(python "$recipe/attention.py" "${start[1]}") || exit 1 # it has said why
     read -ra attention <<< "$found"
     model=("${small[@]}" "${attention[@]}")
     ;;

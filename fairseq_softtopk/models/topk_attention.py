@@ -81,9 +81,6 @@ class TopKAttentionModel(LSTMModel):
         name = getattr(args, "_name", "topk_attention")
         if name != "topk_attention" and not hasattr(args, "encoder_hidden_size"):
             raise ValueError(f"presets are for the command line, got {name}: under Hydra, spell out its sizes")
-        for longest in ("max_source_positions", "max_target_positions"):
-            if hasattr(getattr(task, "cfg", None), longest):
-                setattr(args, longest, getattr(task.cfg, longest))
         args.criterion = getattr(args, "criterion_name", None)  # LSTMModel looks for adaptive_loss
         relaxation, score = Relaxation.from_args(args), str(getattr(args, "attention_score", "general"))
         if score not in SCORES:

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 from fairseq import options
@@ -151,12 +149,6 @@ def test_attention_weights_stand_at_their_source_tokens(make_model, make_sample,
             alone = attention(tokens[real][None], lengths[row, None], target[row, None])
             torch.testing.assert_close(together[row][:, real], alone[0], atol=1e-6, rtol=1e-6)
             assert (together[row][:, ~real] == 0).all()
-
-
-def test_takes_the_longest_source_from_the_task(make_model, task):
-    assert make_model("topk_attention").max_positions()[0] > 1000
-    task.cfg = SimpleNamespace(max_source_positions=8, max_target_positions=9)
-    assert make_model("topk_attention").max_positions() == (8, 9)
 
 
 def test_a_dataclass_builds_and_a_preset_of_hydra_is_refused(task):
