@@ -22,6 +22,7 @@ from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.distributed import FullyShardedDataParallel
 from fairseq.logging import metrics
 from omegaconf import II
 from torch import Tensor, nn
@@ -349,6 +350,8 @@ class SoftBeamCriterion(FairseqCriterion):
         }
         loss: Any = 0.0
         ratios = (self.rho.start, self.rho.at(None))
+        if min(ratios) < 1:
+            _refuse_sharding(model)
         if 0 in ratios:
             _refuse_ddp(model, "--teacher-forcing-ratio 0, also at an end of its schedule,")
         if min(ratios) < 1 and getattr(getattr(model, "decoder", None), "decoder_layerdrop", 0) > 0:
@@ -569,13 +572,24 @@ def _refuse_ddp(model: nn.Module, what: str) -> None:
     own forward.
     """
     if hasattr(model, "module") and not hasattr(model, "all_reduce_grads"):
+        *_, innermost = _wrappers(model)
         raise ValueError(
-            f"{what} wants --ddp-backend legacy_ddp with several processes: under {_innermost_wrapper(model)} "
+            f"{what} wants --ddp-backend legacy_ddp with several processes: under {type(innermost).__name__} "
             "gradients would stay unsynchronised"
         )
 
 
-def _innermost_wrapper(model: nn.Module) -> str:
-    while hasattr(model.module, "module"):
+def _refuse_sharding(model: nn.Module) -> None:
+    """The beam calls parts of the model outside of ``model(...)``, where none of them has all its weights."""
+    if any(isinstance(wrapper, FullyShardedDataParallel) for wrapper in _wrappers(model)):
+        raise ValueError(
+            "the beam cannot train with --ddp-backend fully_sharded, which has all weights only in the model's "
+            "own forward pass: use legacy_ddp"
+        )
+
+
+def _wrappers(model: Any) -> Iterator[nn.Module]:
+    """What the trainer has put around the model, from the outside."""
+    while hasattr(model, "module"):
+        yield model
         model = model.module
-    return type(model).__name__

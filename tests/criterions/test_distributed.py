@@ -7,7 +7,7 @@ from unittest import mock
 import fairseq_runs
 import pytest
 import torch
-from fairseq.distributed import DistributedTimeoutWrapper, ModuleProxyWrapper
+from fairseq.distributed import DistributedTimeoutWrapper, FullyShardedDataParallel, ModuleProxyWrapper
 from fairseq.models import distributed_fairseq_model
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
@@ -177,6 +177,32 @@ def test_layers_that_only_the_beam_uses_are_not_left_unsynchronised(
     model = ModuleProxyWrapper(wrapper(make_model("transformer", decoder_layerdrop=layerdrop)))
     if refused:
         with pytest.raises(ValueError, match=r"--decoder-layerdrop, .* wants --ddp-backend legacy_ddp"):
+            criterion(model, make_sample([(3, 2)]))
+    else:
+        assert criterion(model, make_sample([(3, 2)]))[0].isfinite()
+
+
+class Sharded(FullyShardedDataParallel):
+    """fairseq's wrapper, without fairscale (which wants CUDA here); reduces when told, to be no other case."""
+
+    def __init__(self, module):
+        torch.nn.Module.__init__(self)
+        self.module = module
+
+    forward = SynchronisesInItsForward.forward
+    all_reduce_grads = ReducesWhenTold.all_reduce_grads
+
+    def __getattr__(self, name):
+        modules = self.__dict__["_modules"]
+        return modules[name] if name in modules else getattr(modules["module"], name)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.8, 1.0])
+def test_weights_that_are_sharded_are_refused_by_the_beam(make_model, make_sample, task, rho):
+    criterion = SoftBeamCriterion(task, SoftBeamConfig(sentence_avg=False, teacher_forcing_ratio=rho))
+    model = DistributedTimeoutWrapper(Sharded(make_model()), timeout=0)
+    if rho < 1:
+        with pytest.raises(ValueError, match="cannot train with --ddp-backend fully_sharded"):
             criterion(model, make_sample([(3, 2)]))
     else:
         assert criterion(model, make_sample([(3, 2)]))[0].isfinite()
