@@ -308,7 +308,10 @@ def train_epoch(
     epoch: int,
     args: Any,
 ) -> float:
-    """Every training image once as a query, each batch with templates drawn from the others; the mean loss."""
+    """Every training image once as a query, each batch with templates drawn from the others; the mean loss.
+
+    Less than a batch of queries, which may be left at the end, is not taken.
+    """
     number, title = len(data.train.labels), f"{method} epoch {epoch}"
     order, losses = torch.randperm(number), []
     starts = range(0, number - args.queries + 1, args.queries)
