@@ -17,7 +17,7 @@ GRIDS = {
     "relax_subset": (0.3, 1.0, 3.0, 10.0),
     "neuralsort": (0.3, 1.0, 3.0, 10.0),
     "neuralsort_sampled": (0.3, 1.0, 3.0, 10.0),
-    "sinkhorn_sort": (0.001, 0.003, 0.01, 0.03),
+    "sinkhorn_sort": (0.003, 0.01, 0.03, 0.1),
     "soft_topk": (0.03, 0.1, 0.3, 1.0),
     "soft_topk_200": (0.03, 0.1, 0.3, 1.0),
 }
