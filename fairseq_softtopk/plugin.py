@@ -1,17 +1,23 @@
-"""Registers the criterion and the architecture with fairseq, and lets its checkpoints be read."""
+"""Registers the criterion and the architectures with fairseq, and mends what would go wrong in silence."""
 
 import argparse
+import logging
 import os
 import pickle
+import sys
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from fairseq import checkpoint_utils
+from fairseq.data import data_utils
 
 from .criterions import soft_beam  # noqa: F401
 from .models import topk_attention, topk_attention_transformer  # noqa: F401
+
+logger = logging.getLogger(__name__)
 
 
 def _allow_checkpoint_classes() -> None:
@@ -63,6 +69,30 @@ def _name_broken_checkpoints() -> None:
     checkpoint_utils.load_checkpoint_to_cpu = naming
 
 
+def _warn_of_dropped_sentences(argv: list[str]) -> None:
+    """Says so if fairseq is about to leave the last sentences of a data set out, and a BLEU score with them.
+
+    After its version 0.12.2 it does, also where it validates or translates: the last batch of a data set, if
+    ``--required-batch-size-multiple``, 8 by default, does not divide its size.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--required-batch-size-multiple", nargs="?", default="8")
+    parser.add_argument("--user-dir", nargs="?")
+    given, _ = parser.parse_known_args(argv[1:])
+    command = Path(argv[0]).stem.removeprefix("fairseq-")
+    if command not in ("train", "validate", "generate") or given.user_dir is None:
+        return  # a program of the user's own, or Hydra, whose options are not all in argv
+    if given.required_batch_size_multiple == "1":
+        return
+    one = np.zeros(1, np.int64)
+    if not data_utils.batch_by_size(one, None, one, required_batch_size_multiple=2):
+        logger.warning(
+            "this version of fairseq leaves the last sentences of a data set out, without a word, unless it is "
+            "given --required-batch-size-multiple 1"
+        )
+
+
 _allow_checkpoint_classes()
 _read_weights_only()
 _name_broken_checkpoints()
+_warn_of_dropped_sentences(sys.argv)

@@ -52,3 +52,30 @@ REGISTERED = (
 )
 def test_the_plugin_registers_once_by_any_route(tmp_path, route):
     run(route + REGISTERED, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "warned"),
+    [
+        ("/usr/bin/fairseq-generate data --user-dir fairseq_softtopk", True),
+        ("fairseq-train data --user-dir=fairseq_softtopk --required-batch-size-multiple=8", True),
+        ("fairseq_cli/validate.py data --required-batch-size-multiple --user-dir fairseq_softtopk", True),
+        ("fairseq-generate data --user-dir fairseq_softtopk --required-batch-size-multiple 1", False),
+        ("fairseq-generate data --required-batch-size-multiple=1 --user-dir fairseq_softtopk", False),
+        ("fairseq-interactive data --user-dir fairseq_softtopk", False),
+        ("fairseq-hydra-train common.user_dir=fairseq_softtopk", False),
+        ("train.py", False),
+    ],
+)
+def test_warns_of_the_sentences_that_fairseq_would_leave_out(tmp_path, command, warned):
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.argv = {command.split()}; import fairseq_softtopk.plugin"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    # Stock fairseq, which Python 3.10 has, leaves nothing out.
+    leaves_out = sys.version_info >= (3, 11)
+    assert ("given --required-batch-size-multiple 1" in done.stderr) == (warned and leaves_out)
