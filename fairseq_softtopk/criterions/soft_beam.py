@@ -9,6 +9,7 @@ log-likelihood of the gold tokens on its best path, and its gradient also goes t
 
 import logging
 import math
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.distributed import FullyShardedDataParallel
 from fairseq.logging import metrics
 from omegaconf import II
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from ..beam import (
     DETACH,
@@ -259,6 +260,7 @@ class SoftBeamCriterion(FairseqCriterion):
         super().__init__(task)
         target = task.target_dictionary
         check_config(cfg, len(target))
+        _warn_of_processes_that_are_alone()
         options = getattr(task, "cfg", None) or getattr(task, "args", None)  # of tasks without a dataclass
         if utils.eval_bool(str(getattr(options, "left_pad_target", False))):
             raise ValueError("soft_beam wants targets padded on the right, got --left-pad-target True")
@@ -478,6 +480,21 @@ def _perplexity(meters: Any) -> float:
 @cache
 def _warn_once(text: str) -> None:
     logger.warning(text)
+
+
+def _warn_of_processes_that_are_alone() -> None:
+    """The processes of torchrun know of each other only if fairseq sees several devices, or is told to."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if (
+        "RANK" in os.environ
+        and processes != "1"
+        and not (distributed.is_available() and distributed.is_initialized())
+    ):
+        _warn_once(
+            f"this is one of {processes} processes, and each trains a model of its own: give fairseq "
+            f"--distributed-world-size {processes} --distributed-rank $RANK --distributed-init-method env:// "
+            "--distributed-no-spawn"
+        )
 
 
 def _warn_of_averages(sharpness: float) -> None:

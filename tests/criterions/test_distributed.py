@@ -206,3 +206,21 @@ def test_weights_that_are_sharded_are_refused_by_the_beam(make_model, make_sampl
             criterion(model, make_sample([(3, 2)]))
     else:
         assert criterion(model, make_sample([(3, 2)]))[0].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("environment", "warned"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "3"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, False),
+        ({"WORLD_SIZE": "3"}, False),
+    ],
+)
+def test_processes_that_fairseq_has_not_joined_are_warned_of(task, monkeypatch, caplog, environment, warned):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        SoftBeamCriterion(task, SoftBeamConfig(sentence_avg=False))
+    warnings = [record.getMessage() for record in caplog.records if "model of its own" in record.getMessage()]
+    assert len(warnings) == warned
+    assert all("--distributed-world-size 3" in text for text in warnings)
