@@ -47,6 +47,8 @@ from ..schedules import SCHEDULES, Schedule
 
 logger = logging.getLogger(__name__)
 
+BROKEN = "the model has diverged, or its checkpoint or input is broken"
+
 # A beam whose largest part is smaller than this is an average of the vocabulary.
 LOW_SHARPNESS = 0.25
 
@@ -336,6 +338,7 @@ class SoftBeamCriterion(FairseqCriterion):
             The loss (nats), the sample size that it is to be divided by, and what to log.
 
         Raises:
+            ValueError: if a target does not end with eos.
             FloatingPointError: if a loss is not finite, or the beam meets a NaN (on an accelerator, where
                 reading a number would make the host wait, an assertion on the device).  fairseq itself stops
                 at gradients that are not finite, but not in validation, after which it writes checkpoints.
@@ -400,6 +403,10 @@ class SoftBeamCriterion(FairseqCriterion):
     ) -> tuple[Tensor, BeamStats]:
         """The loss of a soft beam search: see :mod:`fairseq_softtopk.beam.loss`."""
         target = sample["target"]
+        lengths = target.ne(self.padding_idx).sum(1)
+        last = target.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1))
+        complaint = "targets must end with eos, but some end otherwise, such as with a language's token"
+        _require(last == self.beam.eos, complaint, ValueError)
         decoder = _CheckedSteps(step_decoder_for(model))
         # Hypotheses may be longer than the gold sentence, but not than what the decoder has positions for.
         max_len = int(min(self.beam.max_len or math.inf, model.decoder.max_positions()))
@@ -408,7 +415,7 @@ class SoftBeamCriterion(FairseqCriterion):
             encoder_out,
             first=sample["net_input"]["prev_output_tokens"][:, :1],
             gold=target,
-            lengths=target.ne(self.padding_idx).sum(1),
+            lengths=lengths,
             config=replace(self.beam, epsilon=epsilon, max_len=max_len),
         )
         return losses.sum(), stats
@@ -543,22 +550,25 @@ class _CheckedSteps:
         # A logit that is NaN or +inf makes NaN of its whole log-softmax: one entry per beam tells.  With an
         # adaptive softmax, of its cluster: of others the selection complains.
         fine = ~lprobs.detach()[..., 0].isnan()
-        _require(fine, f"the model's log-probabilities at step {self._steps} of the beam search contain NaN")
+        _require(
+            fine,
+            f"the model's log-probabilities at step {self._steps} of the beam search contain NaN; {BROKEN}",
+        )
         return lprobs, state
 
 
 def _require_finite(name: str, loss: Tensor) -> None:
-    fine = loss.detach().isfinite()
-    _require(fine, f"the {name} of a batch is {loss.item() if watched(loss) else 'not finite'}")
+    value = loss.item() if watched(loss) else "not finite"
+    _require(loss.detach().isfinite(), f"the {name} of a batch is {value}; {BROKEN}")
 
 
-def _require(fine: Tensor, complaint: str) -> None:
+def _require(fine: Tensor, complaint: str, error: type[Exception] = FloatingPointError) -> None:
     """Stops where a tensor says that something is not fine, without waiting for an accelerator."""
-    complaint = f"soft_beam: {complaint}; the model has diverged, or its checkpoint or input is broken"
+    complaint = f"soft_beam: {complaint}"
     if not watched(fine):
         torch._assert_async(fine.all(), complaint)
     elif not bool(fine.all()):
-        raise FloatingPointError(complaint)
+        raise error(complaint)
 
 
 @contextmanager

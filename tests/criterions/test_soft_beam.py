@@ -285,6 +285,17 @@ def test_targets_padded_on_the_left_are_refused(task, place, value):
         SoftBeamCriterion(task, SoftBeamConfig(sentence_avg=False))
 
 
+@pytest.mark.parametrize("objective", ["risk", "gold"])
+def test_targets_that_do_not_end_with_eos_are_refused(make_model, make_sample, make_criterion, objective):
+    """Such as those of fairseq's ``translation_from_pretrained_bart``, which end with a language's token."""
+    model, sample = make_model(), make_sample([(3, 4), (3, 2)])
+    criterion = make_criterion(soft_beam_objective=objective)
+    assert criterion(model, sample)[0].isfinite()
+    sample["target"][1, 1] = 7
+    with pytest.raises(ValueError, match="soft_beam: targets must end with eos"):
+        criterion(model, sample)
+
+
 def test_a_model_without_encoder_is_refused(make_sample, make_criterion):
     with pytest.raises(ValueError, match="encoder-decoder models, got Linear without an encoder"):
         make_criterion()(torch.nn.Linear(1, 1), make_sample(LENGTHS))
