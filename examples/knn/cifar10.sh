@@ -22,7 +22,7 @@ settings=(
 kind='' seeds=(1 2 3)
 case ${1:-} in
   --reduced) kind=_reduced settings+=(--limit 10000 --width 16 --epochs 15 --tune-epochs 3) seeds=(1) && shift ;;
-  --small) kind=_small settings+=(--limit 500 --valid 500 --width 8 --epochs 1) seeds=(1) && shift ;;
+  --small) kind=_small settings+=(--limit 500 --valid 500 --width 8 --epochs 1 --tune-epochs 1) seeds=(1) && shift ;;
 esac
 RUN=${RUN:-$recipe/../../runs/knn_cifar10$kind}
 

@@ -19,7 +19,7 @@ settings=(--valid 5000 --shift 2 --epochs 20 --patience 20 --tune-epochs 4 --cos
 small='' seeds=(1 2 3)
 if [ "${1:-}" = --small ]; then
   shift
-  small=_small settings+=(--limit 1000 --epochs 2) seeds=(1)
+  small=_small settings+=(--limit 1000 --epochs 2 --tune-epochs 1) seeds=(1)
 fi
 RUN=${RUN:-$recipe/../../runs/knn_mnist$small}
 

@@ -23,6 +23,11 @@ def recipe(name: str, *options: str, **settings: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
 
 
+def tuned_for(run: Path) -> set[str]:
+    """How many epochs the trainings took that chose the temperature."""
+    return {line.split("\t")[5] for line in (run / "tune" / "results.tsv").read_text().splitlines()[1:]}
+
+
 def test_mnist(tmp_path):
     pixels, labels = load_digits(return_X_y=True)
     arrays = [np.uint8(pixels * 15).reshape(-1, 8, 8), np.uint8(labels)]
@@ -35,6 +40,7 @@ def test_mnist(tmp_path):
     assert [row[0] for row in rows] == ["pca", "softmax_k"]
     assert all(float(row[2]) > 80 for row in rows)
     assert (tmp_path / "run" / "results.tsv").is_file()
+    assert tuned_for(tmp_path / "run") == {"1"}
 
 
 def test_cifar10(tmp_path):
@@ -43,6 +49,8 @@ def test_cifar10(tmp_path):
         labels = rng.integers(10, size=60)
         pixels = np.uint8(25 * labels[:, None] + rng.integers(20, size=(60, 3072)))  # brighter by class
         (tmp_path / name).write_bytes(pickle.dumps({b"data": pixels, b"labels": labels.tolist()}))
-    options = ["--small", "--valid", "50", "--limit", "0", "--method", "pretrained_cnn"]
-    (row,) = recipe("cifar10.sh", *options, CIFAR10=str(tmp_path), RUN=str(tmp_path / "run"))
-    assert row[0] == "pretrained_cnn" and row[4:6] == ["1", "1"]
+    options = ["--small", "--valid", "50", "--limit", "0", "--method", "pretrained_cnn", "softmax_k"]
+    rows = recipe("cifar10.sh", *options, CIFAR10=str(tmp_path), RUN=str(tmp_path / "run"))
+    assert [row[0] for row in rows] == ["pretrained_cnn", "softmax_k"]
+    assert all(row[4:6] == ["1", "1"] for row in rows)
+    assert tuned_for(tmp_path / "run") == {"1"}
