@@ -101,6 +101,24 @@ def test_other_models_train_under_the_alias(train, name, model):
     assert [row["num_updates"] for row in updates(resumed.stderr + resumed.stdout)] == [3]
 
 
+PAIR = ["--lang-pairs", "en-de"]
+LANGTOK = ["--lang-dict", "langs.txt", "--encoder-langtok", "src", "--decoder-langtok"]
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        (["multilingual_translation", *PAIR], ["--arch", "multilingual_transformer", *SMALL, *FFN]),
+        (["translation_multi_simple_epoch", *PAIR, *LANGTOK], TRANSFORMER),
+    ],
+)
+def test_multilingual_tasks_train(train, tiny_corpus, task, model):
+    (tiny_corpus / "langs.txt").write_text("en\nde\n")
+    done = train("--task", *task, *model, *MIXED, "--max-update", "2", "--disable-validation", "--no-save")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert updates(done.stderr + done.stdout)[-1]["soft_beam_risk"] > 0
+
+
 LANGUAGES = ["--source-lang", "en", "--target-lang", "de"]
 RAW_TEXT = ["--tokenizer", "moses", "--bpe", "subword_nmt", "--bpe-codes", "codes"]
 DECODE = [
