@@ -70,16 +70,17 @@ def _name_broken_checkpoints() -> None:
 
 
 def _warn_of_dropped_sentences(argv: list[str]) -> None:
-    """Says so if fairseq is about to leave the last sentences of a data set out, and a BLEU score with them.
+    """Says so if fairseq is about to leave the last sentences of a data set out.
 
     After its version 0.12.2 it does, also where it validates or translates: the last batch of a data set, if
-    ``--required-batch-size-multiple``, 8 by default, does not divide its size.
+    its size is no multiple of ``--required-batch-size-multiple``, which is 8 by default.
     """
+    program, *options = argv or [""]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--required-batch-size-multiple", nargs="?", default="8")
     parser.add_argument("--user-dir", nargs="?")
-    given, _ = parser.parse_known_args(argv[1:])
-    command = Path(argv[0]).stem.removeprefix("fairseq-")
+    given, _ = parser.parse_known_args(options)
+    command = Path(program).stem.removeprefix("fairseq-")
     if command not in ("train", "validate", "generate") or given.user_dir is None:
         return  # a program of the user's own, or Hydra, whose options are not all in argv
     if given.required_batch_size_multiple == "1":
