@@ -217,6 +217,8 @@ def test_weights_that_are_sharded_are_refused_by_the_beam(make_model, make_sampl
     ],
 )
 def test_processes_that_fairseq_has_not_joined_are_warned_of(task, monkeypatch, caplog, environment, warned):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     for _ in range(2):
