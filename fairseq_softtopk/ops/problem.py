@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ def prepare(
         scores = scores / unit
         weight = _within(torch.finfo(dtype), weight, weight * (distance / unit) * distance)
     counts = _as_counts(k, scores) if isinstance(k, Tensor) else None
-    if counts is None and not (float(k).is_integer() and 0 <= k <= scores.size(-1)):
+    if counts is None and not ((isinstance(k, int) or _is_whole(k)) and 0 <= k <= scores.size(-1)):
         refuse_k(k, scores.size(-1))
     if counts is not None and scores.size(-1) == 0 and bool((counts != 0).any()):
         refuse_k(int(counts[counts != 0][0]), 0)
@@ -129,9 +129,14 @@ def check_solver(solver: str, max_iter: int | None, tol: float | None) -> None:
 
 def refuse_k(k: float | Tensor, n: int) -> NoReturn:
     """Raises the error of a k that is not a number of elements of n."""
-    if isinstance(k, Tensor) or not float(k).is_integer():
+    if isinstance(k, Tensor) or not _is_whole(k):
         raise ValueError(f"k must be an integer, got {k}")
     raise ValueError(f"k must lie in [0, {n}], the number of scores, got {k}")
+
+
+def _is_whole(k: object) -> bool:
+    """Whether this is one whole number, also of NumPy and as a float."""
+    return isinstance(k, SupportsFloat) and float(k).is_integer()
 
 
 def _as_counts(k: Tensor, scores: Tensor) -> Tensor:
@@ -152,8 +157,8 @@ def _as_epsilon(epsilon: float | Tensor, scores: Tensor) -> Tensor:
     if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon must be a positive finite number, got {epsilon}")
     limits = torch.finfo(scores.dtype)
-    epsilon = min(max(epsilon, limits.tiny), limits.max)
-    return torch.full((1,) * scores.dim(), epsilon, dtype=scores.dtype, device=scores.device)
+    # Not torch.full, which would compile a graph of its own for every epsilon.
+    return (scores.new_ones((1,) * scores.dim()) * epsilon).clamp(limits.tiny, limits.max)
 
 
 def _within(limits: torch.finfo, epsilon: Tensor, scaled: Tensor) -> Tensor:
@@ -249,5 +254,6 @@ def check_contents(scores: Tensor, k: Tensor | int) -> NoReturn:
     left = (scores != -math.inf).sum(-1, keepdim=True)
     wanted = torch.as_tensor(k).expand_as(left)
     missing = left < wanted
-    most, least = int(wanted[missing].max()), int(left[missing].min())
-    raise ValueError(f"k = {most} elements to select, but the mask leaves only {least}")
+    raise ValueError(
+        f"k = {int(wanted[missing][0])} elements to select, but the mask leaves only {int(left[missing][0])}"
+    )

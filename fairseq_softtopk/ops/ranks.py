@@ -290,3 +290,7 @@ def _(
     batch, n = scores.shape[:-1], scores.size(-1)
     weights = scores.new_empty(*batch, k, n, dtype=dtype)
     return weights, scores.new_empty(*batch, k + 1), scores.new_empty(*batch, k)
+
+
+# For exported programs, in which only the operator is left.
+_solve_opaque.register_autograd(_Ranks.backward, setup_context=_Ranks.setup_context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -12,19 +13,19 @@ INTERNAL = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
 
 
 class _Text(str):
-    """Equal to any other, so that Python, which shows a text once per place, takes all residuals for one."""
+    """Equal to that of any residual of the same order, as Python shows a text once per place."""
 
-    __slots__ = ()
+    order: int
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Text)
+        return isinstance(other, _Text) and self.order == other.order
 
     def __hash__(self) -> int:
-        return hash(_Text)
+        return self.order
 
 
 def warn_residual(residual: float, steps: int) -> None:
-    """Warns with the residual, once per place that called an operator of this package.
+    """Warns with the residual, once per power of ten of it and per place that called an operator.
 
     Args:
         residual: the largest error of a marginal, relative to it.
@@ -33,5 +34,8 @@ def warn_residual(residual: float, steps: int) -> None:
     level, frame = 1, sys._getframe(0)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(INTERNAL):
         level, frame = level + 1, frame.f_back
-    text = f"the transport problem is not solved: after {steps} steps a marginal is off by {residual:.1e}"
-    warnings.warn(_Text(text), RuntimeWarning, stacklevel=level)
+    text = _Text(
+        f"the transport problem is not solved: after {steps} steps a marginal is off by {residual:.1e}"
+    )
+    text.order = math.floor(math.log10(residual)) if math.isfinite(residual) else 1000
+    warnings.warn(text, RuntimeWarning, stacklevel=level)

@@ -19,11 +19,12 @@ bound at no cost, with which the method never moves away from the root.
 **Small epsilon.**  Measure every element from the edge of its own side, u_i = exp(|z_i - edge|) >= 1, and
 the threshold from the middle of the gap between the edges, t = ln y - middle.  With q = exp(-gap / 2)
 
-    rest:      A_i = p v_i,    v_i = 1 / (u_i + p),    p = q y,
-    top:   1 - A_i = r v_i,    v_i = 1 / (u_i + r),    r = q / y,
+    rest:      A_i = p v_i,    1 - A_i = u_i v_i,    v_i = 1 / (u_i + p),    p = q y,
+    top:   1 - A_i = r v_i,        A_i = u_i v_i,    v_i = 1 / (u_i + r),    r = q / y,
 
 so that the equation is ``y sum_rest v_i = sum_top v_i / y``: no exponential in the loop, and nothing in it
-cancels, over- or underflows, however small epsilon makes q.  float32 suffices.
+cancels, over- or underflows, however small epsilon makes q.  float32 suffices, also for the smallest weights
+and for their gradient, as A and 1 - A are known apart from each other.
 """
 
 from __future__ import annotations
@@ -57,15 +58,15 @@ class Threshold(NamedTuple):
 
     Attributes:
         weights: A, (..., n).
-        deviation: (A - hard selection) / p, (..., n): positive on rest, negative on top, and never rounded to
-            nothing next to the threshold, even where A is hard to the last bit.
+        variance: A (1 - A) / p, (..., n), never rounded to nothing next to the threshold, even where A is hard
+            to the last bit.
         odds: p, (..., 1), A / (1 - A) of the largest score of rest; 0 where all or nothing is selected.
         origin: (..., 1), the largest score of rest.
         shift: (..., 1), such that ``A_i = sigmoid(2 (x_i - origin) / epsilon + shift)``.
     """
 
     weights: Tensor
-    deviation: Tensor
+    variance: Tensor
     odds: Tensor
     origin: Tensor
     shift: Tensor
@@ -95,12 +96,12 @@ def threshold(problem: Problem, max_iter: int | None, tol: float | None) -> Thre
 class _Threshold(torch.autograd.Function):
     """Implicit differentiation of ``sum_i A_i = k`` (for two anchors, the paper's Theorem 3 and Algorithm 3).
 
-    With s_i = A_i (1 - A_i) and w_i = s_i / sum_j s_j,
+    With the variance s_i = A_i (1 - A_i) / p and w_i = s_i / sum_j s_j,
 
-        dA_i = s_i (dz_i + dt),        dt = -sum_i w_i dz_i.
+        dA_i = p s_i (dz_i + dt),        ds_i = (1 - 2 A_i) s_i (dz_i + dt),        dt = -sum_i w_i dz_i,
 
-    s_i = p |d_i| (1 - p |d_i|) with the deviation d; the factor p cancels in w, which is 0 / 0 only where every
-    element is masked.
+    p held fixed: what uses s multiplies by p, or cancels it as w does, which is 0 / 0 only where every element
+    is masked.
     """
 
     @staticmethod
@@ -113,31 +114,27 @@ class _Threshold(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         scores, epsilon = inputs[:2]
-        _, deviation, odds, origin, _ = output
+        weights, variance, odds, origin, _ = output
         ctx.mark_non_differentiable(odds, origin)
         ctx.set_materialize_grads(False)
         # The scores are only needed for the gradient of epsilon.
         scores = scores if epsilon.requires_grad else None
-        ctx.save_for_backward(deviation, odds, origin, epsilon, scores)
+        ctx.save_for_backward(weights, variance, odds, origin, epsilon, scores)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        deviation, odds, origin, epsilon, scores = ctx.saved_tensors
-        for_weights, for_deviation, _, _, for_shift = grads
-        size = deviation.abs()
-        if torch.is_grad_enabled() or for_weights is None or for_shift is not None:
-            # The deviation is differentiated with p held fixed: what uses it multiplies by p, or cancels it.
-            s = size * (1 - odds * size)  # A (1 - A) / p
-            incoming = torch.zeros_like(s) if for_weights is None else odds * for_weights
-            incoming = incoming if for_deviation is None else incoming + for_deviation
-            pulled = (s * incoming).sum(-1, keepdim=True)
+        weights, variance, odds, origin, epsilon, scores = ctx.saved_tensors
+        for_weights, for_variance, _, _, for_shift = grads
+        total = variance.sum(-1, keepdim=True).clamp(min=torch.finfo(variance.dtype).tiny)
+        if torch.is_grad_enabled() or for_weights is None or for_variance is not None or for_shift is not None:
+            incoming = torch.zeros_like(variance) if for_weights is None else odds * for_weights
+            incoming = incoming if for_variance is None else incoming + (1 - 2 * weights) * for_variance
+            pulled = (variance * incoming).sum(-1, keepdim=True)
             pulled = pulled if for_shift is None else pulled + for_shift
-            for_scores = (incoming - pulled / _positive(s.sum(-1, keepdim=True))) * s * (2 / epsilon)
+            for_scores = (incoming - pulled / total) * variance * (2 / epsilon)
         else:  # the same, in little memory
-            s = torch.mul(size, -odds).add_(1).mul_(size)
-            del size
-            mean = (s * for_weights).sum(-1, keepdim=True) / _positive(s.sum(-1, keepdim=True))
-            for_scores = (for_weights - mean).mul_(s).mul_(odds * (2 / epsilon))
+            mean = (variance * for_weights).sum(-1, keepdim=True) / total
+            for_scores = (for_weights - mean).mul_(variance).mul_(odds * (2 / epsilon))
         for_epsilon = None
         if scores is not None:
             # dz_i = -z_i depsilon / epsilon; the sum over the dimensions that epsilon was broadcast along
@@ -151,10 +148,6 @@ class _Threshold(torch.autograd.Function):
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         outputs = _Threshold.apply(*batch_first(info, in_dims, arguments))  # type: ignore[no-untyped-call]
         return outputs, (0,) * len(outputs)
-
-
-def _positive(total: Tensor) -> Tensor:
-    return total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def _solve(
@@ -177,23 +170,25 @@ def _solve(
         q = q.masked_fill(edges.stuck != 0, 0.0)
 
     # No pass below allocates: for large n, memory that is fresh costs more than what is computed in it.
-    weights = torch.empty_like(rest)
-    y, solved = _balance(rest, top, q, edges.stuck, max_iter, tol, buffer=weights)
+    buffer = torch.empty_like(rest)
+    y, solved = _balance(rest, top, q, edges.stuck, max_iter, tol, buffer)
     p, r = q * y, q / y
-    deviation = rest.add_(p).reciprocal_()
-    torch.mul(deviation, p, out=weights)
-    lacking = top.add_(r).reciprocal_()
-    edges.write(weights, 1 - lacking * r)
+    lacking = torch.div(p, rest, out=buffer).add_(1).reciprocal_()  # 1 - A
+    v = torch.div(lacking, rest, out=rest)
+    variance, weights = lacking.mul_(v), v.mul_(p)
+    selected = (r / top).add_(1).reciprocal_()  # A
+    edges.write(weights, selected)
+    edges.write(variance, selected / top * selected / (y * y))
     if not solved:
-        wanted = k if counts is None else counts
-        residual = float(((weights.sum(-1, keepdim=True) - wanted).abs() / max(1, edges.top.size(-1))).amax())
+        wanted = torch.as_tensor(k if counts is None else counts, device=scores.device)
+        error = (weights.sum(-1, keepdim=True) - wanted).abs() / wanted.clamp(min=1)
+        residual = float(error.amax())
         if residual > max(tol, 64 * torch.finfo(weights.dtype).eps):
             warn_residual(residual, max_iter)
-    edges.write(deviation, lacking.div_(-y * y))
     shift = y.log() - half_gap
     if edges.stuck is not None:
         shift = torch.where(edges.stuck == 0, shift, edges.stuck)
-    return weights, deviation, p, edges.outside.clone(), shift
+    return weights, variance, p, edges.outside.clone(), shift
 
 
 class _Edges(NamedTuple):
@@ -233,11 +228,13 @@ def _split(scores: Tensor, counts: Tensor | None, k: int) -> _Edges:
         finite = watched(scores) and float(outside.amin()) > -math.inf
         if finite and float(ranked[..., 0].amax()) < math.inf:
             return _Edges(top, where[..., :k], None, inside, outside, None)
-        is_top, counts = None, torch.tensor(k, device=scores.device)
+        is_top, counts = None, torch.full((), k, device=scores.device)
     else:
-        counts = torch.tensor(k, device=scores.device) if counts is None else counts
+        if counts is None:
+            counts = torch.full((), k, device=scores.device)
+        else:
+            k = _largest_count(counts, n)
         counts = counts.expand(*scores.shape[:-1], 1)
-        k = _largest_count(counts, n)
         ranked, where = rank(scores, min(k + 1, n))
         if k == n:
             ranked = torch.nn.functional.pad(ranked, (0, 1), value=-math.inf)
@@ -324,3 +321,7 @@ def _(
         torch.empty_like(per_problem),
         torch.empty_like(per_problem),
     )
+
+
+# For exported programs, in which only the operator is left.
+_solve_opaque.register_autograd(_Threshold.backward, setup_context=_Threshold.setup_context)

@@ -53,9 +53,11 @@ def soft_topk(
         cost_scale: ``"none"``: the result does not change when a constant is added to the scores;
             ``"max"``: divide C by its maximum over each problem, so that epsilon has no unit;
             ``"batch_max"``: by its maximum over the whole batch, as the paper's code does, which
-            makes every row depend on the others.  The scale is a constant to the gradient.
-        solver: ``"newton"``: exact; ``"sinkhorn"``: the paper's Algorithm 1, and ``"sinkhorn_log"``, the same
-            in the log domain, for comparison: 200 steps are far from the solution at small epsilon.
+            makes every row depend on the others (``torch.vmap`` shows it one problem at a time).  The scale is
+            a constant to the gradient.
+        solver: ``"newton"``: exact; ``"sinkhorn"``: the paper's Algorithm 1, with the gradient of its
+            Algorithm 4, and ``"sinkhorn_log"``, the same in the log domain, for comparison: 200 steps are far
+            from the solution at small epsilon.
         max_iter: steps at most; by default 50 (never needed) for Newton's method, 200 for Sinkhorn's.
         tol: the relative error of a marginal at which the solver stops and is content; by default 4 units in
             the last place for Newton's method; for Sinkhorn's it takes all its steps, and is content with 1e-3.

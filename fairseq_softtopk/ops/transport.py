@@ -35,6 +35,8 @@ NEWTON_STEPS, NEWTON_TOLERANCE = 100, 1e-9
 SINKHORN_STEPS, SINKHORN_TOLERANCE = 200, 1e-3
 # From one weight of the entropy to the next, on the way from a flat plan to the one that is wanted.
 ANNEALING = 4.0
+# What the sums of row and column marginals may differ by, relative to them.
+SAME_SUM = 1e-5
 
 
 class Transport(NamedTuple):
@@ -43,7 +45,8 @@ class Transport(NamedTuple):
     Attributes:
         plan: P, (..., n, m).
         row_potentials: alpha, (..., n), in units of the cost.
-        col_potentials: beta, (..., m): ``P_ij = r_i exp((alpha_i + beta_j - C_ij) / epsilon)``.
+        col_potentials: beta, (..., m): ``P_ij = r_i exp((alpha_i + beta_j - C_ij) / epsilon)``, up to the
+            rounding of the dtype of the cost, over epsilon.
         residual: (...,) largest error of a row or column sum, relative to its marginal.
         iterations: (), steps taken.
         converged: (...,) whether the residual is within the tolerance.
@@ -79,10 +82,12 @@ def solve_transport(
     Args:
         cost: C, (..., n, m), finite; meant for few columns, as Newton's method inverts m x m matrices.
         row_marginals: r, (..., n), not negative; rows of mass 0 stay empty.
-        col_marginals: c, (..., m), not negative, of the same sum as r.
+        col_marginals: c, (..., m), not negative, of the same sum as r.  What its sum is off by in rounding,
+            1e-5 of it at most, is taken from or given to all columns in proportion.
         epsilon: entropic weight in units of the cost; a number or a tensor that broadcasts to (...,).
         solver: ``"newton"`` (exact, in float64), ``"sinkhorn"`` or ``"sinkhorn_log"`` (paper, Algorithm 1, in
-            the precision of the cost), which ends with right columns and leaves the error in the rows.
+            the precision of the cost), which ends with right columns and leaves the error in the rows; its
+            gradient (Algorithm 4) takes the marginals for those of the plan.
         max_iter: steps at most; by default 100 for Newton's method at each level of its annealing, 200 for
             Sinkhorn's.
         tol: the relative error of a marginal that counts as converged; by default 1e-9 for Newton's method,
@@ -120,15 +125,17 @@ def solve_transport(
         )
     weight = weight[..., None, None]
     rows, cols = row_marginals.to(dtype).expand(*shape, -1), col_marginals.to(dtype).expand(*shape, -1)
+    excess = rows.detach().sum(-1, keepdim=True) / cols.detach().sum(-1, keepdim=True)
+    cols = cols * excess.where((excess - 1).abs() <= SAME_SUM, 1.0)
     smallest = torch.finfo(dtype).tiny
     logits = -cost.to(dtype).expand(*shape, -1, -1) / weight.clamp(min=smallest)
     plan, zeta, residual, iterations = _plan(logits, rows, cols, weight, solver, max_iter, tol, selecting=False)
     weight = weight.detach()[..., 0]
     log_norm = (logits.detach() + zeta.unsqueeze(-2)).logsumexp(-1)
-    excess = (plan.detach().sum(-1) / rows.detach()).masked_fill(rows == 0, 1.0).log()
+    surplus = (plan.detach().sum(-1) / rows.detach()).masked_fill(rows == 0, 1.0).log()
     return Transport(
         plan.to(cost.dtype),
-        ((excess - log_norm) * weight).to(cost.dtype),
+        ((surplus - log_norm) * weight).to(cost.dtype),
         (zeta * weight).to(cost.dtype),
         residual,
         iterations,
@@ -196,7 +203,8 @@ class _Plan(torch.autograd.Function):
 
     With ``T(G) = P * (G - sum_j P_ij G_ij / r_i)``, the derivative of a softmax, a gradient G of the plan
     becomes ``T(G - u)`` for the logits, where ``H u = sum_i T(G)_i``; u for c; and
-    ``sum_j P_ij (G_ij - u_j) / r_i`` for r.
+    ``sum_j P_ij (G_ij - u_j) / r_i`` for r.  After Sinkhorn's algorithm H is that of Algorithm 4, which is the
+    same if it has converged.
     """
 
     @staticmethod
@@ -218,13 +226,14 @@ class _Plan(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         plan, zeta, residual, iterations = output
         ctx.mark_non_differentiable(zeta, residual, iterations)
-        ctx.save_for_backward(plan, inputs[1])
+        row_mass, col_mass, solver = inputs[1], inputs[2], inputs[4]
+        ctx.save_for_backward(plan, row_mass, None if solver == "newton" else col_mass)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        plan, row_mass = ctx.saved_tensors
+        plan, row_mass, col_mass = ctx.saved_tensors
         with torch.autocast(plan.device.type, enabled=False):
-            for_logits, for_rows, for_cols = plan_vjp(plan, row_mass, grads[0])
+            for_logits, for_rows, for_cols = plan_vjp(plan, row_mass, grads[0], col_mass)
         return for_logits, for_rows, for_cols, None, None, None, None, None, None
 
     @staticmethod
@@ -237,21 +246,32 @@ class _Plan(torch.autograd.Function):
         return _Plan.apply(*full, *batched[tensors:]), (0, 0, 0, None)  # type: ignore[no-untyped-call]
 
 
-def plan_vjp(plan: Tensor, row_mass: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def plan_vjp(
+    plan: Tensor, row_mass: Tensor, grad: Tensor, col_mass: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients with respect to logits (..., n, m), row mass (..., n) and column mass (..., m).
 
     Args:
         plan: P, (..., n, m).
         row_mass: r, (..., n).
         grad: G, (..., n, m).
+        col_mass: None, or c, (..., m), for the paper's Algorithm 4 to the letter: with c on the diagonal of H,
+            and a multiplier of 0 for the last column, whatever the sums of the plan are.
     """
     share = plan / row_mass.unsqueeze(-1).clamp(min=torch.finfo(plan.dtype).tiny)
     pulled = (plan * (grad - (share * grad).sum(-1, keepdim=True))).sum(-2)
-    multiplier = solve_laplacian(coupling(plan, share), pulled)
-    # Across every cut of the columns H u = pulled keeps the step of u below the range of G.  The bound says
-    # nothing of a plan that is solved; of one that is not, it removes a division of errors by almost nothing.
-    spread = (grad.amax((-1, -2)) - grad.amin((-1, -2))).detach().unsqueeze(-1) * (plan.size(-1) - 1)
-    multiplier = torch.maximum(torch.minimum(multiplier.nan_to_num(), spread), -spread)
+    if col_mass is None:
+        multiplier = solve_laplacian(coupling(plan, share), pulled)
+        # Across every cut of the columns H u = pulled keeps the step of u below the range of G.  The bound
+        # says nothing of a plan that is solved; of another, it removes a division of errors by almost nothing.
+        spread = (grad.amax((-1, -2)) - grad.amin((-1, -2))).detach().unsqueeze(-1) * (plan.size(-1) - 1)
+        multiplier = torch.maximum(torch.minimum(multiplier.nan_to_num(), spread), -spread)
+    else:
+        matrix = torch.diag_embed(col_mass) - share.transpose(-1, -2) @ plan
+        solution, _ = torch.linalg.solve_ex(matrix[..., :-1, :-1], pulled[..., :-1, None])
+        # What is hard to the last bit is singular, and has no gradient.
+        solution = solution.squeeze(-1).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        multiplier = torch.nn.functional.pad(solution, (0, 1))
     rest = grad - multiplier.unsqueeze(-2)
     for_rows = (share * rest).sum(-1)
     return plan * (rest - for_rows.unsqueeze(-1)), for_rows, multiplier
@@ -291,6 +311,10 @@ def _(
     return plan, zeta, logits.new_empty(logits.shape[:-2]), iterations
 
 
+# For exported programs, in which only the operator is left.
+_solve_opaque.register_autograd(_Plan.backward, setup_context=_Plan.setup_context)
+
+
 def _solve(
     logits: Tensor,
     row_mass: Tensor,
@@ -323,7 +347,7 @@ def _check(logits: Tensor, row_mass: Tensor, col_mass: Tensor, epsilon: Tensor, 
     """An error for a problem that has no solution."""
     check_epsilon(epsilon)
     total, other = row_mass.sum(-1), col_mass.sum(-1)
-    same = (total - other).abs() <= 1e-5 * total
+    same = (total - other).abs() <= SAME_SUM * total
     # A comparison with NaN is false.
     fine = same & (row_mass >= 0).all(-1) & (col_mass >= 0).all(-1) & (logits.abs() < math.inf).all((-1, -2))
 

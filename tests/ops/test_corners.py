@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -172,3 +173,84 @@ def test_scaling_the_cost_costs_no_digits(epsilon, scale):
         exact = soft_topk(scores.double(), 5, epsilon=epsilon, cost_scale=scale)
         got = soft_topk(scores, 5, epsilon=epsilon, cost_scale=scale)
         torch.testing.assert_close(got.double(), exact, atol=5e-7, rtol=0)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 1.0, 10.0])
+@pytest.mark.parametrize("k", [1, 2, -2, -1])
+@pytest.mark.parametrize("n", [1000, 100_000])
+def test_small_weights_and_their_gradients_have_all_their_digits(n, k, epsilon):
+    """Relative to each of them; of A near 1 that is true of 1 - A as far as A itself can tell it."""
+    k %= n
+    scores = torch.zeros(n)
+    scores[0], scores[-1] = 1.0, -1.0
+
+    def solve(scores):
+        scores = scores.clone().requires_grad_()
+        weights = soft_topk(scores, k, epsilon=epsilon)
+        return weights.detach(), *torch.autograd.grad(weights[[0, 1, -1]], scores, torch.tensor([1.0, 2, 3]))
+
+    for got, want in zip(solve(scores), solve(scores.double()), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-38)
+
+
+@pytest.mark.parametrize("n, k", [(1_000_000, 1), (30_000, 2), (100_000, 1), (300_000, 2)])
+def test_of_many_scores_the_largest_has_the_largest_weight_and_ties_share(n, k):
+    scores = torch.zeros(n)
+    assert [*map(float, soft_topk(scores, k).aminmax())] == pytest.approx([k / n] * 2, rel=1e-6)
+    scores[0] = 1e-4
+    weights = soft_topk(scores, k, epsilon=1.0)
+    assert weights[0] > weights[1:].max()
+
+
+@pytest.mark.parametrize("operator", [soft_topk, log_soft_topk])
+def test_a_number_of_elements_reads_nothing_from_a_device(operator):
+    scores = torch.rand(2, 5, device="meta")
+    for k in (0, 2, 5):
+        assert operator(scores, k).shape == (2, 5)
+
+
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="compiles for every number anew")
+@pytest.mark.parametrize("operator", [soft_topk, log_soft_topk, sorted_soft_topk])
+def test_one_graph_serves_every_epsilon_and_k(operator):
+    torch._dynamo.reset()
+    compiled = torch.compile(operator, backend="aot_eager", fullgraph=True)
+    scores = torch.randn(2, 16)
+    for step in range(12):
+        epsilon, k = 0.3 * 0.9**step, 3 + step if operator is not sorted_soft_topk else 3
+        expected = operator(scores, k, epsilon=epsilon)
+        torch.testing.assert_close(compiled(scores, k, epsilon=epsilon), expected)
+
+
+class Selecting(nn.Module):
+    def __init__(self, operator):
+        super().__init__()
+        self.linear, self.operator = nn.Linear(6, 6), operator
+
+    def forward(self, x):
+        return self.operator(self.linear(x), 3)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [soft_topk, log_soft_topk, sorted_soft_topk, partial(soft_topk, solver="sinkhorn_log", epsilon=5.0)],
+)
+def test_an_exported_program_has_the_gradient(operator):
+    x, module = torch.randn(2, 6), Selecting(operator)
+    exported = torch.export.export(module, (x,), strict=False).module()
+    for program in (module, exported):
+        program(x).square().sum().backward()
+    torch.testing.assert_close(
+        dict(exported.named_parameters())["linear.weight"].grad, module.linear.weight.grad
+    )
+
+
+def test_an_error_names_numbers_of_one_problem():
+    scores = torch.tensor([[1.0, 2.0, 3.0, -math.inf], [-math.inf, -math.inf, -math.inf, 1.0]])
+    with pytest.raises(ValueError, match="k = 4 elements to select, but the mask leaves only 3"):
+        soft_topk(scores, torch.tensor([4, 2]))
+
+
+@pytest.mark.parametrize("k", [[1, 2], None, 1.5])
+def test_a_k_that_is_not_a_number_of_elements(k):
+    with pytest.raises(ValueError, match="k must be an integer, got"):
+        soft_topk(torch.rand(2, 3), k)

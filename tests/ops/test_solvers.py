@@ -127,15 +127,63 @@ def test_a_solver_that_stopped_too_early_says_so_where_it_was_called(name):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_it_says_so_once_per_place(solver):
-    """Also where the residual is another one at every call."""
+def test_it_says_so_once_per_place_and_order_of_the_residual(solver):
+    """Not again where the residual is a little different at every call, but where it is ten times as large."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        for scale in (1.0, 2.0, 3.0):
-            soft_topk(torch.randn(50).double() * scale, 5, epsilon=1.0, solver=solver, max_iter=1)
-        assert len(caught) == 1
-        soft_topk(torch.randn(50).double(), 5, epsilon=1.0, solver=solver, max_iter=1)
+        scores = torch.linspace(-2, 2, 50).double()
+        for epsilon in (1.0, 1.0001, 0.9999, 1000.0, 1000.1):
+            soft_topk(scores, 5, epsilon=epsilon, solver=solver, max_iter=1)
         assert len(caught) == 2
+        soft_topk(scores, 5, epsilon=1.0, solver=solver, max_iter=1)
+        assert len(caught) == 3
+
+
+@pytest.mark.parametrize("many", [2, 5000])
+def test_the_error_of_a_problem_is_relative_to_its_own_k(many):
+    scores = torch.randn(2, 10_000)
+    alone = soft_topk(scores[0], 1, epsilon=1.0)
+    with pytest.warns(RuntimeWarning, match="not solved") as caught:
+        weights = soft_topk(scores, torch.tensor([1, many]), epsilon=1.0, max_iter=1)
+    error = float(weights[0].sum() - 1)
+    assert abs(error) > 0.1 and float((weights[0] - alone).abs().max()) > 0
+    assert float(str(caught[0].message).split()[-1]) == pytest.approx(abs(error), rel=0.1)
+
+
+def paper_gradient(plan, rows, cols, grad):
+    """Theorem 3 with the marginals for the sums of the plan: the bordered system, as it stands."""
+    n = len(plan)
+    border = torch.cat(
+        [
+            torch.cat([rows.diag(), plan[:, :-1]], 1),
+            torch.cat([plan[:, :-1].T, cols[:-1].diag()], 1),
+        ]
+    )
+    inner = plan * grad
+    both = torch.linalg.solve(border, torch.cat([inner.sum(1), inner.sum(0)[:-1]]))
+    return plan * (grad - both[:n, None] - torch.nn.functional.pad(both[n:], (0, 1)))
+
+
+@pytest.mark.parametrize("solver", ["sinkhorn", "sinkhorn_log"])
+@pytest.mark.parametrize("steps", [1, 5, 200])
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.filterwarnings("ignore:the transport problem is not solved")
+def test_sinkhorn_has_the_gradient_of_algorithm_4_also_where_it_has_not_converged(solver, steps, m):
+    cost, grad = torch.rand(2, 12, m, dtype=torch.float64)
+    rows, cols = torch.ones(12).double(), torch.rand(m).double().softmax(0) * 12
+    cost.requires_grad_()
+    got = solve_transport(cost, rows, cols, 0.05, solver=solver, max_iter=steps)
+    want = -paper_gradient(got.plan.detach(), rows, cols, grad) / 0.05
+    torch.testing.assert_close(torch.autograd.grad(got.plan, cost, grad)[0], want)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_marginals_in_float32_are_solved_for():
+    for n, m in ((7, 3), (50, 4), (1000, 6)):
+        rows, cols = torch.randn(n).softmax(0), torch.randn(m).softmax(0)
+        got = solve_transport(torch.rand(n, m), rows, cols, 0.1)
+        assert bool(got.converged) and int(got.iterations) < 30
+        torch.testing.assert_close(got.plan.sum(0), cols, rtol=2e-5, atol=0)
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
