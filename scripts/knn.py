@@ -50,6 +50,11 @@ NOT_OF_THE_RUN = (
     "data", "method", "seeds", "out", "tune", "tune_epochs", "temperature", "device", "epochs", "patience",
 )  # fmt: skip
 
+# What reading a checkpoint raises that is not one, or not a whole one.
+BROKEN = (
+    OSError, EOFError, pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, AttributeError,
+)  # fmt: skip
+
 
 class Result(NamedTuple):
     """A row of ``results.tsv``; what does not apply is empty."""
@@ -196,19 +201,18 @@ class Training:
         """Goes on where the checkpoint is."""
         try:
             saved = torch.load(path, map_location=self.device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise SystemExit(
-                f"knn.py: {path} cannot be read, remove it: {str(error).splitlines()[0]}"
-            ) from error
-        if other := difference(saved["options"], self.options):
-            raise SystemExit(f"knn.py: {path.parent} was trained with {other}: remove it")
-        self.network.load_state_dict(saved["network"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["rng"].cpu())
-        if self.device.type != "cpu" and "device_rng" in saved:
-            torch.get_device_module(self.device).set_rng_state(saved["device_rng"].cpu(), self.device)
-        self.curve, self.best = saved["curve"], saved["best"]
-        self.best_parameters = saved["best_parameters"]
+            if other := difference(saved["options"], self.options):
+                raise SystemExit(f"knn.py: {path.parent} was trained with {other}: remove it")
+            self.network.load_state_dict(saved["best_parameters"])  # whether they fit
+            self.network.load_state_dict(saved["network"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            torch.set_rng_state(saved["rng"].cpu())
+            if self.device.type != "cpu" and "device_rng" in saved:
+                torch.get_device_module(self.device).set_rng_state(saved["device_rng"].cpu(), self.device)
+            self.curve, self.best = saved["curve"], saved["best"]
+            self.best_parameters = saved["best_parameters"]
+        except BROKEN as error:
+            raise SystemExit(f"knn.py: {path} is broken, remove it ({type(error).__name__})") from error
 
     def finish_epoch(self, loss: float, valid: float, seconds: float) -> None:
         """Takes note of an epoch, and writes the checkpoint and the curve."""
@@ -244,7 +248,7 @@ class Training:
 def train(
     method: str, temperature: float | None, data: Splits, seed: int, args: Any, test: bool = True
 ) -> Result:
-    """Trains until the validation accuracy has not risen for a while, and tests the best network."""
+    """Trains until the validation accuracy has been below its best for a while, and tests the best network."""
     run = Training(method, temperature, data, seed, args)
     while run.epoch < args.epochs and run.epoch - run.best[1] < args.patience:
         for group in run.optimizer.param_groups:
@@ -286,10 +290,16 @@ def difference(saved: dict[str, str], options: dict[str, str]) -> str | None:
 def claim(folder: Path, options: dict[str, str]) -> None:
     """Sees to it that a folder holds results of the same options only."""
     path = folder / "options.json"
-    if not path.exists():
+    empty = not (folder / "results.tsv").exists() and not any(folder.rglob("last.pt"))
+    if empty or not path.exists():
         path.with_suffix(".part").write_text(json.dumps(options, indent=2) + "\n")
         path.with_suffix(".part").replace(path)
-    elif other := difference(json.loads(path.read_text()), options):
+        return
+    try:
+        saved = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise SystemExit(f"knn.py: {path}, of the results beside it, cannot be read: {error}") from error
+    if other := difference(saved, options):
         raise SystemExit(f"knn.py: the results in {folder} are with {other}: choose another --out")
 
 
@@ -323,7 +333,8 @@ def train_epoch(
         images = augment(images, args.shift, args.flip)
         loss = loss_of(method, temperature, network, images, labels, args)
         if not bool(loss.isfinite()):
-            raise SystemExit(f"knn.py: the loss of {title} is {loss.item()}: lower --lr")
+            cure = "--lr, or raise --temperature" if method in NEIGHBOURS else "--lr"
+            raise SystemExit(f"knn.py: the loss of {title} is {loss.item()}: lower {cure}")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -431,7 +442,12 @@ def parse_args() -> argparse.Namespace:
     add("--shift", type=int, default=0, help="move training images by up to so many pixels (default: 0)")
     add("--flip", action="store_true", help="flip every other training image")
     add("--epochs", type=int, default=40, help="at most (default: 40)")
-    add("--patience", type=int, default=10, help="epochs without a better validation accuracy (default: 10)")
+    add(
+        "--patience",
+        type=int,
+        default=10,
+        help="epochs in a row that are worse on validation than the best before them (default: 10)",
+    )
     add("--valid", type=int, default=200, help="training images for validation (default: 200)")
     add("--limit", type=int, default=0, help="training images, drawn at random (default: 0, all of them)")
     add("--bf16", action="store_true", help="the networks compute in bfloat16 (autocast)")
@@ -443,7 +459,7 @@ def parse_args() -> argparse.Namespace:
         args.method = list(METHODS)
     for method in args.method:
         if method not in METHODS:
-            parser.error(f"--method must be of {', '.join(METHODS)}, got {method}")
+            parser.error(f"--method must be of {', '.join(METHODS)}, or all, got {method}")
     for lowest, names in (
         (1, ("queries", "templates", "epochs", "tune_epochs", "patience", "valid", "width")),
         (0, ("limit", "shift", "weight_decay", "momentum")),
@@ -456,6 +472,12 @@ def parse_args() -> argparse.Namespace:
     for method in args.method if args.cost_scale == "batch_max" else ():
         if method in NEIGHBOURS and not method.startswith("soft_topk"):
             parser.error(f"--cost-scale batch_max is for soft_topk and soft_topk_200, got --method {method}")
+    if not all(0 <= seed < 2**63 for seed in args.seeds):
+        parser.error(f"--seeds must lie in [0, 2^63), got {' '.join(map(str, args.seeds))}")
+    for name in ("method", "seeds", "temperature"):
+        names = [f"{value:g}" if name == "temperature" else value for value in getattr(args, name) or []]
+        if len(set(names)) < len(names):
+            parser.error(f"--{name} must differ, in the first six digits, got {' '.join(map(str, names))}")
     for name, values in (("temperature", args.temperature or []), ("lr", [args.lr])):
         for value in values:
             if not 0 < value < math.inf:
@@ -533,8 +555,10 @@ def main() -> None:
 def write_results(results: list[Result], path: Path) -> None:
     """Adds a line for each result, in the place of an earlier one of the same training."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [line.split("\t") for line in path.read_text().splitlines()[1:]] if path.exists() else []
-    rows = {tuple(line[:3]): line for line in lines}
+    header, *lines = path.read_text().split("\n") if path.exists() else ["\t".join(Result._fields)]
+    if header.split("\t") != [*Result._fields]:
+        raise SystemExit(f"knn.py: {path} does not hold results of knn.py: remove it")
+    rows = {tuple(line.split("\t")[:3]): line.split("\t") for line in lines if line}
     for result in results:
         line = [
             "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

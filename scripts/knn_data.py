@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import math
 import pickle
 import struct
 import tarfile
@@ -82,6 +83,8 @@ def load(folder: Path | None, num_valid: int, seed: int, limit: int = 0) -> Spli
                 f"{folder}: test images of {images.pixels.shape[1:]}, training images of "
                 f"{train.pixels.shape[1:]}"
             )
+        if not images.pixels.size:
+            raise DataError(f"{folder}: {name} images of {images.pixels.shape}: nothing")
         wrong = images.labels[(images.labels < 0) | (images.labels >= len(classes))]
         if len(wrong):
             raise DataError(f"{folder}: label {wrong[0]} in the {name} set, of {len(classes)} classes")
@@ -156,7 +159,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     magic, *shape = struct.unpack(f">{1 + dimensions}I", data[:header])
     if magic != 0x800 + dimensions:
         raise DataError(f"{path} has the magic number {magic}, not {0x800 + dimensions}")
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     if len(data) != header + size:
         raise DataError(f"{path} has {len(data) - header} bytes of data, {size} are announced")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
@@ -240,8 +243,9 @@ def _read_bytes(path: Path) -> bytes:
 def read_pictures(folder: Path) -> tuple[Images, Images, list[str]]:
     """``SPLIT/CLASS/*``, in the folder or in the one archive that it holds."""
     archives = sorted(path for path in folder.iterdir() if {".tar", ".tgz"} & set(path.suffixes))
+    unpacked = (folder / "train").is_dir() or len(archives) != 1
     found: dict[str, list[tuple[str, str, np.ndarray]]] = {"train": [], "test": []}
-    for name, data in _in_archive(archives[0]) if len(archives) == 1 else _in_folder(folder):
+    for name, data in _in_folder(folder) if unpacked else _in_archive(archives[0]):
         *_, split, label, _ = ("", "", *name.split("/"))
         if split in found:
             found[split].append((label, name, _decode(name, data)))

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import pickle
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
-from knn import features_of
+from knn import BROKEN, features_of
 from knn_data import DataError, Splits, load
 from knn_networks import ConvNet, ResNet18
 from sklearn.manifold import TSNE
@@ -39,10 +38,17 @@ class Run:
 
     def __init__(self, folder: Path, data: Path | None) -> None:
         try:
-            saved = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
-            options = saved["options"]
-        except (OSError, pickle.UnpicklingError, RuntimeError, KeyError, TypeError) as error:
-            raise SystemExit(f"plot_knn.py: {folder} holds no training of knn.py: {error}") from error
+            self.open(folder, data)
+        except DataError:
+            raise
+        except BROKEN as error:
+            name = type(error).__name__
+            raise SystemExit(f"plot_knn.py: {folder} holds no training of knn.py ({name})") from error
+
+    def open(self, folder: Path, data: Path | None) -> None:
+        """Reads the checkpoint and the data."""
+        saved = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
+        options = saved["options"]
         self.title = "/".join(folder.resolve().parts[-2:])
         self.k = int(options["--k"])
         self.splits: Splits = load(data, int(options["--valid"]), seed=1, limit=int(options["--limit"]))
@@ -118,11 +124,14 @@ def draw_neighbours(run: Run, number: int) -> Any:
 def draw_accuracy(path: Path) -> Any:
     """A line for each method that was trained with several temperatures."""
     points: dict[str, dict[float, list[float]]] = {}
-    with path.open() as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            if row["temperature"] and row["test_accuracy"]:
-                accuracies = points.setdefault(row["method"], {})
-                accuracies.setdefault(float(row["temperature"]), []).append(float(row["test_accuracy"]))
+    try:
+        with path.open() as file:
+            for row in csv.DictReader(file, delimiter="\t"):
+                if row["temperature"] and row["test_accuracy"]:
+                    accuracies = points.setdefault(row["method"], {})
+                    accuracies.setdefault(float(row["temperature"]), []).append(float(row["test_accuracy"]))
+    except (KeyError, ValueError) as error:
+        raise SystemExit(f"plot_knn.py: {path} does not hold results of knn.py ({error})") from error
     if not points:
         raise SystemExit(f"plot_knn.py: {path} has no test accuracy of a method with a temperature")
     units = {method: "epsilon" if method in BY_EPSILON else "temperature" for method in points}

@@ -114,10 +114,51 @@ def test_a_run_does_not_go_on_under_other_options(tmp_path):
     (tmp_path / "options.json").unlink()
     other = knn(*options, "--loss", "cross_entropy")
     assert other.stderr.splitlines()[-1].endswith("trained with --loss share, not cross_entropy: remove it")
-    (tmp_path / "options.json").unlink()
-    checkpoint = tmp_path / "softmax_k_0.1" / "seed1" / "last.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
-    assert "last.pt cannot be read, remove it" in knn(*options).stderr.splitlines()[-1]
+
+
+def test_a_run_that_failed_before_its_first_epoch_may_be_repeated_otherwise(tmp_path):
+    options = ["--method", "softmax_k", "--epochs", "1", "--limit", "300", "--out", str(tmp_path)]
+    assert "lower --lr" in knn(*options, "--optimizer", "sgd", "--lr", "1e9").stderr
+    table(knn(*options))
+
+
+def test_broken_files_of_a_run_are_named(tmp_path):
+    options = ["--method", "softmax_k", "--epochs", "1", "--limit", "300", "--out", str(tmp_path)]
+    table(knn(*options))
+    run = tmp_path / "softmax_k_0.1" / "seed1"
+    checkpoint = (run / "last.pt").read_bytes()
+    saved = torch.load(run / "last.pt", weights_only=True)
+    no_network = saved | {"best_parameters": {}}
+    for contents in (b"", checkpoint[:5000], {"a": 1}, no_network):
+        if isinstance(contents, bytes):
+            (run / "last.pt").write_bytes(contents)
+        else:
+            torch.save(contents, run / "last.pt")
+        assert_one_line(knn(*options), f"knn.py: {run / 'last.pt'} is broken, remove it (")
+        assert_one_line(plot("neighbours", run, tmp_path), f"plot_knn.py: {run} holds no training of knn.py (")
+    (run / "last.pt").write_bytes(checkpoint)
+    options_file, results = tmp_path / "options.json", tmp_path / "results.tsv"
+    kept = options_file.read_text()
+    for text in ("", "[1]"):
+        options_file.write_text(text)
+        assert_one_line(knn(*options), f"{options_file}, of the results beside it, cannot be read: ")
+    options_file.write_text(kept)
+    for text in ("", "garbage\nx\n"):
+        results.write_text(text)
+        assert_one_line(knn(*options), f"knn.py: {results} does not hold results of knn.py: remove it")
+    assert_one_line(
+        plot("accuracy", tmp_path, tmp_path), f"plot_knn.py: {results} does not hold results of knn.py"
+    )
+
+
+def plot(kind, what, folder):
+    command = [sys.executable, str(PLOT), kind, str(what), "--out", str(folder / "x.png")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def assert_one_line(done, message):
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("\n") == 1 and message in done.stderr
 
 
 def test_the_rows_with_200_sinkhorn_steps_do_not_wait_for_an_error_of_an_accelerator(monkeypatch):
@@ -214,6 +255,13 @@ def test_plots_of_nothing_say_so(options, message, tmp_path):
         (["--out", str(SCRIPT)], "--out must be a folder: "),
         (["--out", str(SCRIPT / "x")], "--out must be a folder: "),
         (["--method", "knnn"], "--method must be of knn, pca, autoencoder"),
+        (["--method", "knn", "all"], "or all, got all"),
+        (["--seeds", "1", "1"], "--seeds must differ, in the first six digits, got 1 1"),
+        (["--seeds", "99999999999999999999"], "--seeds must lie in [0, 2^63), got 9999"),
+        (
+            ["--temperature", "0.1234567", "0.12345671"],
+            "--temperature must differ, in the first six digits, got",
+        ),
         (["--valid", "2000"], "2000 validation images of 1297 training images"),
         (["--data", "nowhere"], "nowhere is not a folder"),
     ],
@@ -227,3 +275,5 @@ def test_bad_options_name_the_value(options, message):
 def test_features_that_are_not_finite_end_training_with_a_message():
     done = knn("--method", "neuralsort", "--optimizer", "sgd", "--lr", "1e9", "--epochs", "1")
     assert done.returncode == 1 and "lower --lr" in done.stderr.splitlines()[-1]
+    done = knn("--method", "relax_subset", "--temperature", "1e-40", "--epochs", "1")
+    assert done.returncode == 1 and "or raise --temperature" in done.stderr.splitlines()[-1]

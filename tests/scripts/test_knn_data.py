@@ -81,6 +81,14 @@ LABELS = np.zeros(30, np.uint8)
         ({"t10k_labels_idx1_ubyte": idx(LABELS)[:-3]}, "has 27 bytes of data, 30 are announced"),
         ({"t10k_labels_idx1_ubyte": idx(LABELS)}, "10 test images but 30 test labels"),
         ({"train_labels_idx1_ubyte": idx(LABELS + 11)}, "label 11 in the training set, of 10 classes"),
+        (
+            {"t10k_images_idx3_ubyte": idx(np.zeros((0, 8, 8))), "t10k_labels_idx1_ubyte": idx(LABELS[:0])},
+            r"test images of \(0, 1, 8, 8\): nothing",
+        ),
+        (
+            {"t10k_images_idx3_ubyte": struct.pack(">4I", 0x803, 2**31, 2**31, 4)},
+            f"has 0 bytes of data, {2**64} are announced",
+        ),
     ],
 )
 def test_broken_mnist_is_named(tmp_path, changes, message):
@@ -243,6 +251,12 @@ def test_pictures(tmp_path, archive):
     splits = load(tmp_path / "pictures", 2, seed=1)
     assert splits.classes == ["a", "b"]
     assert splits.train.pixels.shape == (6, 3, 8, 8) and splits.test.labels.tolist() == [0, 1]
+
+
+def test_pictures_beside_an_archive_of_something_else(tmp_path):
+    write_pictures(tmp_path / "pictures")
+    (tmp_path / "pictures" / "other.tar").write_bytes(b"something else")
+    assert load(tmp_path / "pictures", 2, seed=1).classes == ["a", "b"]
 
 
 @pytest.mark.parametrize(
