@@ -36,7 +36,9 @@ class Translation(NamedTuple):
     attention: torch.Tensor
 
 
-def split(sentence: str, language: str, codes: Path | None, tokenized: bool, escape: bool) -> str:
+def split(
+    sentence: str, language: str, codes: Path | None, tokenized: bool, escape: bool, lowercase: bool
+) -> str:
     """The tokens of a sentence, with spaces between them."""
     from fairseq.data import encoders
 
@@ -44,6 +46,8 @@ def split(sentence: str, language: str, codes: Path | None, tokenized: bool, esc
         moses = {"tokenizer": "moses", "moses_no_escape": not escape}
         tokenizer = encoders.build_tokenizer(Namespace(source_lang=language, target_lang=language, **moses))
         sentence = tokenizer.encode(sentence)
+    if lowercase:  # after Moses, which looks at capitals
+        sentence = sentence.lower()
     if codes is not None:
         bpe = encoders.build_bpe(Namespace(bpe="subword_nmt", bpe_codes=str(codes), bpe_separator="@@"))
         sentence = bpe.encode(sentence)
@@ -57,6 +61,7 @@ def translate(
     codes: Path | None = None,
     tokenized: bool = False,
     escape: bool = True,
+    lowercase: bool = False,
 ) -> Translation:
     """The best hypothesis of a beam search with 5 beams."""
     from fairseq import checkpoint_utils
@@ -65,7 +70,7 @@ def translate(
     import_user_module(Namespace(user_dir="fairseq_softtopk"))
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], {"data": str(data)})
     language = cfg.task.source_lang or task.cfg.source_lang
-    line = split(sentence, language, codes, tokenized, escape)
+    line = split(sentence, language, codes, tokenized, escape, lowercase)
     symbols = task.source_dictionary
     source = symbols.encode_line(line, add_if_not_exist=False).long()
     models[0].eval()
@@ -120,11 +125,10 @@ def main() -> None:
     for path in (args.data, *args.checkpoints, args.bpe_codes):
         if path is not None and not path.exists():
             parser.error(f"{path} does not exist")
-    sentence = args.sentence.lower() if args.lowercase else args.sentence
-    if not sentence.strip():
+    if not args.sentence.strip():
         parser.error("--sentence is empty")
     logging.disable(logging.INFO)  # fairseq has hydra turn on everybody's debug messages
-    settings = sentence, args.bpe_codes, args.tokenized, not args.no_escape
+    settings = args.sentence, args.bpe_codes, args.tokenized, not args.no_escape, args.lowercase
     draw([translate(path, args.data, *settings) for path in args.checkpoints], args.out)
 
 

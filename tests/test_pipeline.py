@@ -103,13 +103,14 @@ def test_other_models_train_under_the_alias(train, name, model):
 
 PAIR = ["--lang-pairs", "en-de"]
 LANGTOK = ["--lang-dict", "langs.txt", "--encoder-langtok", "src", "--decoder-langtok"]
+PREFIX = ["--soft-beam-prefix-size", "1"]
 
 
 @pytest.mark.parametrize(
     ("task", "model"),
     [
         (["multilingual_translation", *PAIR], ["--arch", "multilingual_transformer", *SMALL, *FFN]),
-        (["translation_multi_simple_epoch", *PAIR, *LANGTOK], TRANSFORMER),
+        (["translation_multi_simple_epoch", *PAIR, *LANGTOK, *PREFIX], TRANSFORMER),
     ],
 )
 def test_multilingual_tasks_train(train, tiny_corpus, task, model):

@@ -46,6 +46,7 @@ def main() -> None:
         "relaxation": settings["attention_relaxation"],
         "top-k": settings["attention_top_k"],
         "epsilon": schedule.at(float(updates)),
+        "cost-scale": settings.get("attention_cost_scale", "none"),
         "score": settings["attention_score"],
     }
     print(*(f"--attention-{name} {value}" for name, value in options.items()))

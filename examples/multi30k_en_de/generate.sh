@@ -25,7 +25,7 @@ logged "$out.log" fairseq-generate "$RUN/data-bin" --user-dir "$PLUGIN" --path "
   --beam 5 --max-len-a 2 --max-len-b 10 --post-process subword_nmt \
   --max-tokens 4000 --required-batch-size-multiple 1 --num-workers 0 \
   --results-path "$out.parts" "$@"
-grep '^D-' "$out.parts/generate-$split.txt" | sed 's/^D-//' | sort -n | cut -f3 > "$out.part"
+{ grep '^D-' "$out.parts/generate-$split.txt" || true; } | sed 's/^D-//' | sort -n | cut -f3 > "$out.part"
 
 # From Python 3.11 on, fairseq drops sentences in silence if --required-batch-size-multiple is not 1.
 translated=$(grep -c '' "$out.part") sentences=$(grep -c '' "$RUN/text/$split.tok.de")

@@ -2,6 +2,7 @@
 # shellcheck shell=bash disable=SC2034
 set -euo pipefail
 
+unset CDPATH
 recipe=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$recipe/../.." && pwd)
 # shellcheck source=../functions.sh source-path=SCRIPTDIR

@@ -46,7 +46,9 @@ from_scratch=( # 524 updates an epoch
 kept=checkpoint_best.pt start=()
 case $name in
   attention/*) model=("${small[@]}") training=("${from_scratch[@]}") ;;
-  attention_paper/*) # OpenNMT's defaults: 13 epochs of 64 sentences, the learning rate halved from the 9th on
+  attention_paper/*)
+    [ "$BPE_MERGES" = 0 ] || fail "$name is of words: set BPE_MERGES=0, and a RUN of its own"
+    # OpenNMT's defaults: 13 epochs of 64 sentences, the learning rate halved from the 9th on
     model=(--arch topk_attention_opennmt)
     training=(
       --criterion cross_entropy --sentence-avg
@@ -76,7 +78,8 @@ esac
 
 # ------------------------------------------------------------------------------------------ training
 
-options="${model[*]} ${training[*]} $*${PRETRAINED:+ from $PRETRAINED}"
+options="${model[*]} ${training[*]} $*"
+if [ -n "${start[*]}" ]; then options+=" from $(sha256sum < "${start[1]}" | cut -c 1-12)"; fi
 mkdir -p "$folder"
 [ -e "$folder/options" ] || echo "$options" > "$folder/options"
 [ "$(cat "$folder/options")" = "$options" ] ||

@@ -87,7 +87,7 @@ def soft_beam_loss(
     Args:
         decoder: the decoder, one step at a time.
         encoder_out: what the encoder returned for the batch.
-        first: (bsz, 1), the token that starts a hypothesis.
+        first: (bsz, P), the tokens that start a hypothesis, at least one.
         gold: (bsz, T), padded on the right, ending with eos.
         lengths: (bsz,), number of gold tokens of each sentence, eos included, at least 1.
         config: settings of the loss and the search.

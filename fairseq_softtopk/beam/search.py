@@ -106,7 +106,7 @@ def soft_beam_search(
     Args:
         decoder: the decoder, one step at a time.
         encoder_out: what the encoder returned for the batch.
-        first: (bsz, 1), the token that starts a hypothesis.
+        first: (bsz, P), the tokens that start a hypothesis, at least one.
         gold: (bsz, T), padded on the right.
         limits: (bsz,), how many steps each sentence takes, at least 1.
         ends: (bsz,), after how many steps eos is a continuation like the others; 0 for never.
@@ -116,7 +116,10 @@ def soft_beam_search(
         The records of all steps, and the bound on the selections' gradient, which waits for its unit.
     """
     scores = torch.zeros(len(gold), 1, device=gold.device)
-    beams = Beams(decoder.embed(first), decoder.start(encoder_out), scores, scores)
+    state = decoder.start(encoder_out)
+    for given in first[:, :-1].unsqueeze(2).unbind(1):
+        _, state = decoder.step(decoder.embed(given), state)
+    beams = Beams(decoder.embed(first[:, -1:]), state, scores, scores)
     bound = ScoreGradBound(config.score_grad_bound, gold.device)
     trace: list[StepRecord] = []
     num_steps = int(limits.max())

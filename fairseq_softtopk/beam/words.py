@@ -33,6 +33,8 @@ class WordJoiner(nn.Module):
             continued = [False] * len(symbols)
             continues = [not symbol.startswith("▁") for symbol in symbols]
             texts = [symbol.removeprefix("▁") for symbol in symbols]
+            if all(continues):
+                raise ValueError('post_process "sentencepiece": no symbol of the dictionary starts with "▁"')
         else:
             raise ValueError(
                 f"post_process must be one of {', '.join(POST_PROCESSES[1:])}, got {post_process!r}"

@@ -54,7 +54,15 @@ LOW_SHARPNESS = 0.25
 
 # What has no effect where an option has a certain value, and what it must be left at.
 WITHOUT_EFFECT: dict[tuple[str, str], dict[str, str | float]] = {
-    ("soft_beam_objective", "gold"): {"soft_beam_post_process": "none", "soft_beam_brevity_smoothing": 0},
+    ("soft_beam_objective", "gold"): {
+        "soft_beam_post_process": "none",
+        "soft_beam_brevity_smoothing": 0,
+        "soft_beam_hypotheses": 10,
+        "soft_beam_temperature": 0.1,
+    },
+    ("soft_beam_objective", "risk"): {"soft_beam_eos_weight": 1.0},
+    ("teacher_forcing_ratio_schedule", "constant"): {"teacher_forcing_ratio_end": 0.0},
+    ("soft_beam_epsilon_schedule", "constant"): {"soft_beam_epsilon_end": 0.001},
     ("soft_beam_relaxation", "hard"): {
         "soft_beam_cost_scale": "none",
         "soft_beam_detach": "nothing",
@@ -153,6 +161,11 @@ class SoftBeamConfig(FairseqDataclass):
         "steps that the beam takes at most, at least 2 for the risk; 0 for the length of the gold sentence, "
         "for the risk a fifth more and 2",
     )
+    soft_beam_prefix_size: int = with_help(
+        0,
+        "tokens at the start of a target that are given, such as 1 for a language's token: the beam starts "
+        "after them, and they are not in its loss",
+    )
     soft_beam_start_update: int = with_help(0, "teacher forcing only before this update")
     soft_beam_prob: float = with_help(
         1.0, "probability in [0, 1] that an update runs the beam; the others are teacher forcing only"
@@ -208,6 +221,7 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
         "soft_beam_score_grad_clip",
         "soft_beam_horizon",
         "soft_beam_max_len",
+        "soft_beam_prefix_size",
         "soft_beam_start_update",
     ):
         require(getattr(cfg, option) >= 0, option, "be at least 0")
@@ -255,7 +269,8 @@ class SoftBeamCriterion(FairseqCriterion):
         cfg: the options.
 
     Raises:
-        ValueError: if an option is out of range, or targets are padded on the left.
+        ValueError: if an option is out of range, or targets are padded on the left or start with a language's
+            token that the beam is not told of, or languages have words of their own.
     """
 
     def __init__(self, task: Any, cfg: SoftBeamConfig) -> None:
@@ -266,15 +281,31 @@ class SoftBeamCriterion(FairseqCriterion):
         options = getattr(task, "cfg", None) or getattr(task, "args", None)  # of tasks without a dataclass
         if utils.eval_bool(str(getattr(options, "left_pad_target", False))):
             raise ValueError("soft_beam wants targets padded on the right, got --left-pad-target True")
+        if _starts_with_language(options) and cfg.soft_beam_prefix_size < 1:
+            raise ValueError(
+                "--soft-beam-prefix-size must be at least 1 where targets start with a language's token "
+                f"(--decoder-langtok), got {cfg.soft_beam_prefix_size}"
+            )
         self.rho = _schedule(cfg, "teacher_forcing_ratio")
         self.epsilon = _schedule(cfg, "soft_beam_epsilon")
         self.start_update, self.prob, self.seed = cfg.soft_beam_start_update, cfg.soft_beam_prob, cfg.seed
-        self.label_smoothing = cfg.label_smoothing
+        self.label_smoothing, self.prefix_size = cfg.label_smoothing, cfg.soft_beam_prefix_size
         self.sentence_avg = cfg.sentence_avg
         self.num_updates: int | None = None
         _on_train_step(task, self.set_num_updates)
-        # A submodule, so that it goes to the device that the criterion is on.
+        always_beam = (self.rho.start, self.rho.at(None), self.start_update, self.prob) == (0, 0, 0, 1)
+        if cfg.label_smoothing > 0 and always_beam and str(cfg.soft_beam_objective) == "risk":
+            _warn_once(
+                "--label-smoothing has no effect on the risk, and with --teacher-forcing-ratio 0 none at all"
+            )
         post_process = str(cfg.soft_beam_post_process)
+        if post_process != "none" and any(
+            other.symbols != target.symbols for other in _target_dictionaries(task)
+        ):
+            raise ValueError(
+                "--soft-beam-post-process must be none where target languages have dictionaries of their own, "
+                f"got {post_process}"
+            )
         self.words = None if post_process == "none" else WordJoiner(target.symbols, post_process)
         self.beam = BeamConfig(
             size=cfg.soft_beam_size,
@@ -338,7 +369,7 @@ class SoftBeamCriterion(FairseqCriterion):
             The loss (nats), the sample size that it is to be divided by, and what to log.
 
         Raises:
-            ValueError: if a target does not end with eos.
+            ValueError: if a target does not end with eos, or has nothing after its prefix.
             FloatingPointError: if a loss is not finite, or the beam meets a NaN (on an accelerator, where
                 reading a number would make the host wait, an assertion on the device).  fairseq itself stops
                 at gradients that are not finite, but not in validation, after which it writes checkpoints.
@@ -402,18 +433,22 @@ class SoftBeamCriterion(FairseqCriterion):
         self, model: nn.Module, encoder_out: Any, sample: dict[str, Any], epsilon: float
     ) -> tuple[Tensor, BeamStats]:
         """The loss of a soft beam search: see :mod:`fairseq_softtopk.beam.loss`."""
-        target = sample["target"]
+        target = sample["target"][:, self.prefix_size :]
         lengths = target.ne(self.padding_idx).sum(1)
+        _require(lengths > 0, "a target has nothing after --soft-beam-prefix-size tokens", ValueError)
         last = target.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1))
         complaint = "targets must end with eos, but some end otherwise, such as with a language's token"
         _require(last == self.beam.eos, complaint, ValueError)
         decoder = _CheckedSteps(step_decoder_for(model))
+        _warn_of_own_forward(model)
+        if self.words is not None:
+            self.words.to(target.device)  # fairseq-validate leaves criterions where they are
         # Hypotheses may be longer than the gold sentence, but not than what the decoder has positions for.
-        max_len = int(min(self.beam.max_len or math.inf, model.decoder.max_positions()))
+        max_len = int(min(self.beam.max_len or math.inf, model.decoder.max_positions() - self.prefix_size))
         losses, stats = soft_beam_loss(
             decoder,
             encoder_out,
-            first=sample["net_input"]["prev_output_tokens"][:, :1],
+            first=sample["net_input"]["prev_output_tokens"][:, : self.prefix_size + 1],
             gold=target,
             lengths=lengths,
             config=replace(self.beam, epsilon=epsilon, max_len=max_len),
@@ -502,6 +537,29 @@ def _warn_of_processes_that_are_alone() -> None:
             f"--distributed-world-size {processes} --distributed-rank $RANK --distributed-init-method env:// "
             "--distributed-no-spawn"
         )
+
+
+def _warn_of_own_forward(model: nn.Module) -> None:
+    """The beam calls a model's encoder and decoder, and nothing else that its forward pass may do."""
+    for method in ("forward", "get_normalized_probs"):
+        if getattr(type(model), method).__module__.partition(".")[0] not in ("fairseq", "fairseq_softtopk"):
+            _warn_once(
+                f"{type(model).__name__} has its own {method}: the beam calls its encoder and its decoder, and "
+                f"nothing else that {method} does"
+            )
+
+
+def _starts_with_language(options: Any) -> bool:
+    """Whether the targets of ``translation_multi_simple_epoch`` start with the token of a language."""
+    _, decoders = (getattr(options, "langtoks", None) or {}).get("main", (None, None))
+    return bool(decoders) and not getattr(options, "lang_tok_replacing_bos_eos", False)
+
+
+def _target_dictionaries(task: Any) -> list[Any]:
+    """The dictionaries of a multilingual task's target languages."""
+    pairs, dictionaries = getattr(task, "lang_pairs", None) or [], getattr(task, "dicts", None) or {}
+    targets = {pair.partition("-")[2] for pair in pairs}
+    return [dictionary for language, dictionary in dictionaries.items() if language in targets]
 
 
 def _warn_of_averages(sharpness: float) -> None:

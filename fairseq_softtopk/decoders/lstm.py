@@ -120,6 +120,6 @@ class LSTMStepDecoder:
 
     def _lprobs(self, features: Tensor) -> Tensor:
         decoder = self.decoder
-        if hasattr(decoder, "additional_fc"):
+        if hasattr(decoder, "additional_fc") and decoder.adaptive_softmax is None:
             features = decoder.dropout_out_module(decoder.additional_fc(features))
         return output_lprobs(decoder, features)

@@ -24,6 +24,8 @@ from ..schedules import SCHEDULES, Schedule
 
 RELAXATIONS = ("soft_topk", "softmax", "hard_topk", "sparsemax", "entmax15")
 FROM_ENTMAX = ("sparsemax", "entmax15")
+# Not the operator's "batch_max": a translation must not depend on what it is batched with.
+SCALES = ("none", "max")
 
 
 @dataclass
@@ -38,7 +40,12 @@ class RelaxationConfig(FairseqDataclass):
     )
     attention_top_k: int = with_help(5, "k: how many source tokens to attend to, at least 1")
     attention_epsilon: float = with_help(
-        0.1, "entropic weight of the selection, positive, in units of the attention score"
+        0.1, "entropic weight of the selection, positive; its unit is that of --attention-cost-scale"
+    )
+    attention_cost_scale: ChoiceEnum(SCALES) = with_help(  # type: ignore[valid-type]
+        "none",
+        "none: epsilon is in units of the attention score; max: it is a share of the largest cost of a choice, "
+        "max_ij (f_i - b_j)^2 with the anchors b = 1, 0",
     )
     attention_epsilon_schedule: ChoiceEnum(SCHEDULES) = with_help(  # type: ignore[valid-type]
         "constant", "how epsilon goes from --attention-epsilon to --attention-epsilon-end"
@@ -57,13 +64,16 @@ class Relaxation(nn.Module):
         kind: one of :data:`RELAXATIONS`.
         k: how many positions to attend to; a source shorter than k gets a plain softmax.
         epsilon: entropic weight of the selection, in units of the attention score.
+        cost_scale: what the cost of the selection is divided by, see :func:`..ops.soft_topk`.
 
     Raises:
-        ValueError: if ``kind`` is unknown, or k or epsilon is out of range.
+        ValueError: if ``kind`` or ``cost_scale`` is unknown, or k or epsilon is out of range.
         ImportError: if ``kind`` needs the package entmax and it is not there.
     """
 
-    def __init__(self, kind: str = "softmax", k: int = 1, epsilon: float | Schedule = 0.1) -> None:
+    def __init__(
+        self, kind: str = "softmax", k: int = 1, epsilon: float | Schedule = 0.1, cost_scale: str = "none"
+    ) -> None:
         super().__init__()
         if not isinstance(epsilon, Schedule):
             epsilon = Schedule("--attention-epsilon", epsilon, epsilon, 0, "constant")
@@ -76,11 +86,17 @@ class Relaxation(nn.Module):
         for end, value in (("", epsilon.start), ("-end", epsilon.end)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{epsilon.name}{end} must be positive and finite, got {value}")
-        if epsilon.kind != "constant" and kind != "soft_topk":
-            raise ValueError(f"{epsilon.name}-schedule wants --attention-relaxation soft_topk, got {kind}")
+        if cost_scale not in SCALES:
+            raise ValueError(f"--attention-cost-scale must be one of {', '.join(SCALES)}, got {cost_scale}")
+        for name, given, default in (
+            (f"{epsilon.name}-schedule", epsilon.kind, "constant"),
+            ("--attention-cost-scale", cost_scale, "none"),
+        ):
+            if given != default and kind != "soft_topk":
+                raise ValueError(f"{name} wants --attention-relaxation soft_topk, got {kind}")
         if kind in FROM_ENTMAX and find_spec("entmax") is None:
             raise ImportError(f"--attention-relaxation {kind} needs the package entmax: pip install entmax")
-        self.kind, self.k, self.schedule = kind, k, epsilon
+        self.kind, self.k, self.schedule, self.cost_scale = kind, k, epsilon, cost_scale
         self.num_updates = 0.0
 
     @classmethod
@@ -100,7 +116,9 @@ class Relaxation(nn.Module):
             given.attention_epsilon_updates,
             str(given.attention_epsilon_schedule),
         )
-        return cls(str(given.attention_relaxation), given.attention_top_k, epsilon)
+        return cls(
+            str(given.attention_relaxation), given.attention_top_k, epsilon, str(given.attention_cost_scale)
+        )
 
     @property
     def epsilon(self) -> float:
@@ -111,18 +129,29 @@ class Relaxation(nn.Module):
         """Weights that sum to 1 over the last dimension, float32 or wider.
 
         Args:
-            scores: (..., srclen), ``-inf`` at padding, where the weight is 0.
+            scores: (..., srclen), ``-inf`` at padding, where the weight is 0.  What is not finite becomes NaN,
+                as a softmax has it.
         """
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if self.kind == "soft_topk":
-            k = (scores != -math.inf).sum(-1).clamp(max=self.k)
-            scores = scores + log_soft_topk(scores, k, epsilon=self.epsilon)
+            if scores.size(-1) > self.k:
+                scores = scores + self._log_selection(scores)
         elif self.kind == "hard_topk":
             best = scores.topk(min(self.k, scores.size(-1)), dim=-1)
             scores = torch.full_like(scores, -math.inf).scatter(-1, best.indices, best.values)
         elif self.kind in FROM_ENTMAX:
             return self._from_entmax(scores)
         return torch.softmax(scores, dim=-1)
+
+    def _log_selection(self, scores: Tensor) -> Tensor:
+        """The logarithm of A; 0 where no more than k positions are real."""
+        choice = ((scores != -math.inf).sum(-1, keepdim=True) > self.k) & (scores < math.inf).all(
+            -1, keepdim=True
+        )
+        log_weights = log_soft_topk(
+            scores.where(choice, 0.0), self.k, epsilon=self.epsilon, cost_scale=self.cost_scale
+        )
+        return log_weights.where(choice, 0.0)
 
     def _from_entmax(self, scores: Tensor) -> Tensor:
         # Both give what is 2 below the best a weight of exactly 0; -inf would become NaN.
@@ -150,4 +179,4 @@ class Relaxation(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
-        return f"{self.kind}, k={self.k}, epsilon={self.epsilon:g}"
+        return f"{self.kind}, k={self.k}, epsilon={self.epsilon:g}, cost_scale={self.cost_scale}"

@@ -27,9 +27,15 @@ class TopKAttentionTransformerModel(TransformerModel):
         """Builds fairseq's Transformer and exchanges the attention of its decoder's layers to the source.
 
         Raises:
-            ValueError: if an option is out of range, or there is no cross-attention of fairseq's own.
+            ValueError: if an option is out of range, or there is no cross-attention of fairseq's own, or one
+                within the self-attention.
             ImportError: if the relaxation needs a package that is not there.
         """
+        if getattr(args, "cross_self_attention", False):
+            raise ValueError(
+                "topk_attention_transformer does not go with --cross-self-attention, which attends to the "
+                "source within the self-attention"
+            )
         relaxation = Relaxation.from_args(args)
         model: TopKAttentionTransformerModel = super().build_model(args, task)
         for layer in model.decoder.layers.children():  # an iteration over the layers is LayerDrop's

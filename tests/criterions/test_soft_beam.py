@@ -11,8 +11,10 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.logging import metrics
 
 from fairseq_softtopk import plugin  # noqa: F401
+from fairseq_softtopk.beam import soft_beam_loss
 from fairseq_softtopk.criterions import soft_beam
 from fairseq_softtopk.criterions.soft_beam import SoftBeamConfig, SoftBeamCriterion
+from fairseq_softtopk.decoders import step_decoder_for
 
 LENGTHS = [(5, 4), (3, 6), (2, 1), (4, 2)]
 
@@ -239,6 +241,19 @@ def test_literal_cost_makes_the_beam_an_average(make_model, make_sample, make_cr
             {"soft_beam_brevity_smoothing": 1.0, "soft_beam_objective": "gold"},
             "--soft-beam-brevity-smoothing must be 0 with --soft-beam-objective gold, got 1.0",
         ),
+        (
+            {"soft_beam_hypotheses": 5, "soft_beam_objective": "gold"},
+            "--soft-beam-hypotheses must be 10 with --soft-beam-objective gold, got 5",
+        ),
+        (
+            {"soft_beam_eos_weight": 0.0, "soft_beam_objective": "risk"},
+            "--soft-beam-eos-weight must be 1.0 with --soft-beam-objective risk, got 0.0",
+        ),
+        (
+            {"soft_beam_epsilon_end": 0.5},
+            "--soft-beam-epsilon-end must be 0.001 with --soft-beam-epsilon-schedule constant, got 0.5",
+        ),
+        ({"soft_beam_prefix_size": -1}, "--soft-beam-prefix-size must be at least 0, got -1"),
         ({"soft_beam_detach": "all"}, "--soft-beam-detach must be one of nothing, .* got all"),
         (
             {"soft_beam_cost_scale": "mean"},
@@ -294,6 +309,116 @@ def test_targets_that_do_not_end_with_eos_are_refused(make_model, make_sample, m
     sample["target"][1, 1] = 7
     with pytest.raises(ValueError, match="soft_beam: targets must end with eos"):
         criterion(model, sample)
+
+
+def with_prefix(sample, tag):
+    """The same sentences, whose targets start with a token, as those of a multilingual task do."""
+    net_input, target = sample["net_input"], sample["target"]
+    tags = torch.full_like(target[:, :1], tag)
+    fed = torch.cat([net_input["prev_output_tokens"][:, :1], tags, net_input["prev_output_tokens"][:, 1:]], 1)
+    net_input = {**net_input, "prev_output_tokens": fed}
+    return {**sample, "net_input": net_input, "target": torch.cat([tags, target], 1)}
+
+
+@pytest.mark.parametrize("objective", ["risk", "gold"])
+@pytest.mark.parametrize("arch", ["topk_attention", "transformer"])
+def test_the_beam_starts_after_a_prefix_that_is_given(make_model, make_sample, make_criterion, arch, objective):
+    model, sample = make_model(arch), make_sample(LENGTHS)
+    options = {"soft_beam_objective": objective, "teacher_forcing_ratio": 0.0}
+    criterion = make_criterion(soft_beam_prefix_size=1, **options)
+    losses = {tag: criterion(model, with_prefix(sample, tag))[0].item() for tag in (5, 9)}
+    assert losses[5] != losses[9]
+
+    class Started:
+        """A decoder that has been fed eos and then gets the tag for its first token."""
+
+        def __init__(self, decoder):
+            self.decoder = decoder
+
+        def __getattr__(self, name):
+            return getattr(self.decoder, name)
+
+        def start(self, encoder_out):
+            state = self.decoder.start(encoder_out)
+            return self.decoder.step(self.decoder.embed(torch.full((len(LENGTHS), 1), 2)), state)[1]
+
+    encoder_out = model.encoder(sample["net_input"]["src_tokens"], sample["net_input"]["src_lengths"])
+    target = sample["target"]
+    for tag, loss in losses.items():
+        expected, _ = soft_beam_loss(
+            Started(step_decoder_for(model)),
+            encoder_out,
+            first=torch.full((len(LENGTHS), 1), tag),
+            gold=target,
+            lengths=target.ne(1).sum(1),
+            config=dataclasses.replace(criterion.beam, max_len=1000),
+        )
+        assert loss == pytest.approx(expected.sum().item(), abs=1e-9)
+    with pytest.raises(ValueError, match="nothing after --soft-beam-prefix-size tokens"):
+        make_criterion(soft_beam_prefix_size=3, **options)(model, sample)
+
+
+def test_a_language_in_the_target_must_be_said(task, make_criterion):
+    langtoks = {"main": (None, "tgt")}
+    task.args = SimpleNamespace(langtoks=langtoks, lang_tok_replacing_bos_eos=False)
+    with pytest.raises(ValueError, match=r"--soft-beam-prefix-size must be at least 1 .* got 0"):
+        make_criterion()
+    make_criterion(soft_beam_prefix_size=1)
+    task.args.lang_tok_replacing_bos_eos = True
+    make_criterion()
+    task.args = SimpleNamespace(langtoks={"main": ("src", None)})
+    make_criterion()
+
+
+def test_words_of_languages_with_dictionaries_of_their_own_are_refused(task, make_criterion):
+    other = type(task.target_dictionary)()
+    words = {"soft_beam_objective": "risk", "soft_beam_post_process": "subword_nmt"}
+    task.lang_pairs, task.dicts = ["de-en"], {"de": other, "en": task.target_dictionary}
+    make_criterion(**words)
+    task.dicts["en"] = other
+    with pytest.raises(ValueError, match="--soft-beam-post-process must be none where target languages"):
+        make_criterion(**words)
+
+
+def test_pieces_that_no_symbol_marks_are_refused(make_criterion):
+    with pytest.raises(ValueError, match='no symbol of the dictionary starts with "▁"'):
+        make_criterion(soft_beam_objective="risk", soft_beam_post_process="sentencepiece")
+
+
+@pytest.fixture
+def warnings_of(caplog):
+    """The texts of what is warned of once in a process, as if it were the first time."""
+    soft_beam._warn_once.cache_clear()
+    yield caplog
+    soft_beam._warn_once.cache_clear()
+
+
+def test_a_forward_pass_that_the_beam_does_not_follow_is_warned_of(
+    make_model, make_sample, make_criterion, warnings_of
+):
+    model, criterion = make_model(), make_criterion()
+    criterion(model, make_sample(LENGTHS))
+    assert not warnings_of.records
+
+    class Louder(type(model)):
+        def forward(self, src_tokens, src_lengths, prev_output_tokens):
+            encoder_out = self.encoder(src_tokens, src_lengths=src_lengths)
+            return self.decoder(prev_output_tokens, encoder_out=(encoder_out[0] * 5, *encoder_out[1:]))
+
+    model.__class__ = Louder
+    for _ in range(2):
+        criterion(model, make_sample(LENGTHS))
+    (record,) = warnings_of.records
+    assert "Louder has its own forward: the beam calls its encoder and its decoder" in record.message
+
+
+def test_label_smoothing_of_nothing_is_warned_of(make_criterion, warnings_of):
+    risk = {"soft_beam_objective": "risk", "label_smoothing": 0.1, "teacher_forcing_ratio": 0.0}
+    for others in ({"teacher_forcing_ratio": 0.5}, {"soft_beam_objective": "gold"}, {"soft_beam_prob": 0.5}):
+        make_criterion(**{**risk, **others})
+    assert not warnings_of.records
+    make_criterion(**risk)
+    assert "--label-smoothing has no effect on the risk" in warnings_of.text
 
 
 def test_a_model_without_encoder_is_refused(make_sample, make_criterion):
@@ -481,7 +606,7 @@ def test_options_reach_the_search(make_criterion):
     options = {
         "size": 4, "epsilon": 0.3, "relaxation": "straight_through", "cost_scale": "max", "objective": "risk",
         "backward_epsilon": 0.7, "detach": "scores", "horizon": 5, "recompute": True, "max_len": 9,
-        "eos_weight": 0.5, "hypotheses": 6, "temperature": 0.2, "brevity_smoothing": 1.5,
+        "eos_weight": 1.0, "hypotheses": 6, "temperature": 0.2, "brevity_smoothing": 1.5,
     }  # fmt: skip
     names = {"score_grad_clip": "score_grad_bound", "candidates": "num_candidates"}
     given = {
@@ -495,11 +620,14 @@ def test_options_reach_the_search(make_criterion):
         "label_smoothing": 0.1,
     }
     assert dataclasses.asdict(beam) == {**expected, "eos": 2, "unk": 3, "never": (1, 0), "words": None}
+    assert make_criterion(soft_beam_eos_weight=0.5).beam.eos_weight == 0.5
 
 
-def test_the_risk_is_of_words(make_model, make_sample, make_criterion):
-    """The task's tokens have no "▁": for SentencePiece a sentence is one word, right or wrong."""
+def test_the_risk_is_of_words(task, make_model, make_sample, make_criterion):
+    """But for one, which is not in the targets, no token has a "▁": a sentence is one word, right or wrong."""
     model, sample = make_model("topk_attention"), make_sample(LENGTHS)
+    task.target_dictionary.symbols[-1] = "▁w"
+    assert len(task.target_dictionary) - 1 not in sample["target"]
     risks = {}
     for scheme in ("none", "subword_nmt", "sentencepiece"):
         criterion = make_criterion(soft_beam_objective="risk", soft_beam_post_process=scheme)
@@ -508,3 +636,14 @@ def test_the_risk_is_of_words(make_model, make_sample, make_criterion):
         risks[scheme] = logged["soft_beam_risk"].item()
     assert risks["none"] == risks["subword_nmt"] < risks["sentencepiece"]
     assert logged["beam_bleu"] == 0
+
+
+def test_an_adaptive_softmax_of_an_lstm_takes_what_comes_before_the_last_layer(
+    make_model, make_sample, make_criterion
+):
+    """fairseq's LSTM builds that layer where sizes differ, and does not use it before an adaptive softmax."""
+    options = {"adaptive_softmax_cutoff": "6", "decoder_out_embed_dim": 4, "criterion": "adaptive_loss"}
+    model = make_model("lstm", **options)
+    loss = make_criterion(teacher_forcing_ratio=0.0)(model, make_sample(LENGTHS))[0]
+    loss.backward()
+    assert loss.isfinite() and model.decoder.adaptive_softmax.head.weight.grad.abs().max() > 0

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -84,6 +85,8 @@ def test_from_files_to_the_table(multi30k, tmp_path):
     the_tables_say_what_the_scores_say(run, done.stdout)
     a_second_run_does_nothing(run, settings)
     other_settings_are_refused(run, settings)
+    what_is_fine_tuned_is_known_by_its_contents(run, settings)
+    an_unfinished_system_does_not_keep_the_others_from_the_table(run, settings)
     dropped_sentences_are_noticed(run)
     hydra_does_the_same(run, tmp_path)
     gradients_are_compared(run)
@@ -114,8 +117,9 @@ def test_fine_tuning_attends_as_its_checkpoint_does(tmp_path):
         done = {"decoder.attention.relaxation._extra_state": torch.tensor(5.0)}
         torch.save({"cfg": {"model": model}, "model": done}, tmp_path / "model.pt")
         done = python("attention.py", tmp_path / "model.pt")
-        expected = f"soft_topk --attention-top-k 2 --attention-epsilon {epsilon} --attention-score dot"
-        assert done.stdout.decode() == f"--attention-relaxation {expected}\n", done.stderr
+        expected = f"soft_topk --attention-top-k 2 --attention-epsilon {epsilon} --attention-cost-scale none"
+        expected = f"--attention-relaxation {expected} --attention-score dot\n"
+        assert done.stdout.decode() == expected, done.stderr
     del settings["attention_score"]
     torch.save({"cfg": {"model": settings}}, tmp_path / "model.pt")
     done = python("attention.py", tmp_path / "model.pt")
@@ -220,6 +224,31 @@ def other_settings_are_refused(run, settings):
     done = bash("train.sh", "finetuning/bad", "--soft-beam-epsilon", -1, **small)
     fails_with(done, "--soft-beam-epsilon must be positive and finite, got -1.0 (see ")
     assert not (run / "models" / "finetuning" / "bad" / "model.pt").exists()
+
+
+def what_is_fine_tuned_is_known_by_its_contents(run, settings):
+    models = run / "models" / "finetuning"
+    small = {name: value for name, value in settings.items() if name != "SYSTEMS"}
+    small |= {"BPE_MERGES": 200, "TRAIN_PAIRS": 200, "HELD_OUT": 20, "EPOCHS": 2, "UPDATES": 3}
+    command = ["train.sh", "finetuning/control/seed1", "--teacher-forcing-ratio", "1", "--seed", 1]
+    shutil.copy(models / "pretrained" / "model.pt", run / "copy.pt")
+    done = bash(*command, **small, PRETRAINED=run / "copy.pt")
+    assert done.returncode == 0 and done.stdout.rstrip().endswith("done before"), done.stderr
+    done = bash(*command, **small, PRETRAINED=models / "soft_beam" / "seed1" / "model.pt")
+    fails_with(done, "control/seed1 was trained with other options")
+
+
+def an_unfinished_system_does_not_keep_the_others_from_the_table(run, settings):
+    unfinished = run / "models" / "finetuning" / "hard" / "seed1"
+    unfinished.mkdir(parents=True)
+    (unfinished / "options").write_text("others\n")
+    done = bash("run.sh", "--small", **settings | {"SYSTEMS": "control hard soft_beam"})
+    shutil.rmtree(unfinished.parent)
+    assert done.returncode != 0 and "not all systems are finished" in done.stderr.splitlines()[-1]
+    assert "hard/seed1 was trained with other options" in done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("| ")][2:] == [
+        "pretrained", "control", "soft_beam"
+    ]  # fmt: skip
 
 
 def dropped_sentences_are_noticed(run):

@@ -25,6 +25,29 @@ def test_soft_topk_is_the_softmax_of_the_scores_plus_the_log_indicator():
     torch.testing.assert_close(Relaxation("soft_topk", 3, 0.5)(scores), expected)
 
 
+def test_the_scale_of_the_cost_is_that_of_a_target_position():
+    scores = masked_scores()
+    expected = torch.softmax(scores + soft_topk(scores, 2, epsilon=0.3, cost_scale="max").log(), dim=-1)
+    torch.testing.assert_close(Relaxation("soft_topk", 2, 0.3, "max")(scores)[:2], expected[:2])
+    alone = Relaxation("soft_topk", 2, 0.3, "max")(scores[1:2, :, :4])
+    torch.testing.assert_close(Relaxation("soft_topk", 2, 0.3, "max")(scores)[1:2, :, :4], alone)
+
+
+@pytest.mark.parametrize("kind", ["soft_topk", "softmax"])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_score_that_overflowed_is_nan_in_its_own_row(kind, wrong):
+    scores = torch.randn(3, 1, 9)
+    expected = Relaxation(kind, 3)(scores)
+    scores[1, 0, 4] = wrong
+    weights = Relaxation(kind, 3)(scores)
+    assert weights[1].isnan().any()
+    torch.testing.assert_close(weights[::2], expected[::2])
+
+
+def test_nothing_is_read_from_a_device():
+    assert Relaxation("soft_topk", 3)(torch.randn(2, 9, device="meta")).shape == (2, 9)
+
+
 @pytest.mark.parametrize("kind", EXACTLY_K)
 def test_attends_to_exactly_k_where_epsilon_is_small(kind):
     scores = torch.randn(4, 2, 9)
@@ -118,6 +141,11 @@ def test_padding_has_no_weight_beside_scores_that_are_large(kind):
             ("softmax", 3, Schedule("--attention-epsilon", 1.0, 0.1, 5, "linear")),
             "--attention-epsilon-schedule wants --attention-relaxation soft_topk, got softmax",
         ),
+        (
+            ("softmax", 3, 0.1, "max"),
+            "--attention-cost-scale wants --attention-relaxation soft_topk, got softmax",
+        ),
+        (("soft_topk", 3, 0.1, "batch_max"), "--attention-cost-scale must be one of none, max, got batch_max"),
         (("relu", 3, 0.1), "--attention-relaxation must be one of soft_topk, softmax, .*, got relu"),
     ],
 )

@@ -195,6 +195,7 @@ def test_an_average_of_the_parameters_is_kept(make_model, arch, fp32):
         ("topk_attention", {"attention_score": "cosine"}, "--attention-score must be one of general, dot, mlp"),
         (TRANSFORMER, {"attention_epsilon": 0.0}, "--attention-epsilon must be positive and finite, got 0.0"),
         (TRANSFORMER, {"no_cross_attention": True}, "wants the decoder's layers as fairseq builds them"),
+        (TRANSFORMER, {"cross_self_attention": True}, "does not go with --cross-self-attention"),
     ],
 )
 def test_bad_options_name_the_value(make_model, arch, settings, message):

@@ -50,7 +50,12 @@ def test_what_the_dictionary_does_not_have_is_marked(plot_attention, corpus, che
 
 @pytest.mark.parametrize(("escape", "mark"), [(True, "&amp;"), (False, "&")])
 def test_tokens_are_escaped_where_those_of_training_are(plot_attention, escape, mark):
-    assert plot_attention.split("en3 & en5", "en", None, tokenized=False, escape=escape) == f"en3 {mark} en5"
+    assert plot_attention.split("en3 & en5", "en", None, False, escape, lowercase=False) == f"en3 {mark} en5"
+
+
+def test_letters_are_lower_cased_after_tokenising(plot_attention):
+    """Moses takes a dot off "no.", but not off "No. 5"."""
+    assert plot_attention.split("No. 5 .", "en", None, False, True, lowercase=True) == "no. 5 ."
 
 
 def test_is_drawn(plot_attention, corpus, checkpoint, monkeypatch):
