@@ -541,8 +541,11 @@ def _warn_of_processes_that_are_alone() -> None:
 
 def _warn_of_own_forward(model: nn.Module) -> None:
     """The beam calls a model's encoder and decoder, and nothing else that its forward pass may do."""
+    while hasattr(model, "module"):  # what the trainer has put around it
+        model = model.module
     for method in ("forward", "get_normalized_probs"):
-        if getattr(type(model), method).__module__.partition(".")[0] not in ("fairseq", "fairseq_softtopk"):
+        written_in = getattr(type(model), method).__module__
+        if written_in.partition(".")[0] not in ("fairseq", "fairseq_softtopk"):
             _warn_once(
                 f"{type(model).__name__} has its own {method}: the beam calls its encoder and its decoder, and "
                 f"nothing else that {method} does"
