@@ -40,7 +40,7 @@ class RelaxationConfig(FairseqDataclass):
     )
     attention_top_k: int = with_help(5, "k: how many source tokens to attend to, at least 1")
     attention_epsilon: float = with_help(
-        0.1, "entropic weight of the selection, positive; its unit is that of --attention-cost-scale"
+        1.0, "entropic weight of the selection, positive; its unit is that of --attention-cost-scale"
     )
     attention_cost_scale: ChoiceEnum(SCALES) = with_help(  # type: ignore[valid-type]
         "none",
@@ -72,7 +72,7 @@ class Relaxation(nn.Module):
     """
 
     def __init__(
-        self, kind: str = "softmax", k: int = 1, epsilon: float | Schedule = 0.1, cost_scale: str = "none"
+        self, kind: str = "softmax", k: int = 1, epsilon: float | Schedule = 1.0, cost_scale: str = "none"
     ) -> None:
         super().__init__()
         if not isinstance(epsilon, Schedule):
