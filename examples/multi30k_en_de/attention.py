@@ -30,25 +30,27 @@ def main() -> None:
     except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
         raise SystemExit(f"attention.py: {path} cannot be read ({type(error).__name__})") from None
     settings = vars(model) if isinstance(model, Namespace) else model
-    if "attention_relaxation" not in settings:  # fairseq's lstm
+    if "attention_relaxation" not in settings:  # fairseq's lstm and transformer
         print("--attention-relaxation softmax")
         return
-    if "attention_score" not in settings:
-        raise SystemExit(f"attention.py: {path} is a Transformer, and this recipe fine-tunes LSTMs")
     name = "attention_epsilon"
     schedule = Schedule(
         f"--{name}",
         *(settings[f"{name}{part}"] for part in ("", "_end", "_updates")),
         str(settings[f"{name}_schedule"]),
     )
-    updates = checkpoint["model"]["decoder.attention.relaxation._extra_state"]
+    # One for each layer of a Transformer, all with the same number of updates.
+    updates = next(
+        state for key, state in checkpoint["model"].items() if key.endswith("relaxation._extra_state")
+    )
     options = {
         "relaxation": settings["attention_relaxation"],
         "top-k": settings["attention_top_k"],
         "epsilon": schedule.at(float(updates)),
         "cost-scale": settings.get("attention_cost_scale", "none"),
-        "score": settings["attention_score"],
     }
+    if "attention_score" in settings:  # not of a Transformer
+        options["score"] = settings["attention_score"]
     print(*(f"--attention-{name} {value}" for name, value in options.items()))
 
 

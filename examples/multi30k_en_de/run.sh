@@ -17,6 +17,7 @@
 #   SEEDS="1 2 3"
 #   JOBS=2              systems trained at a time, with OMP_NUM_THREADS=1 thread each
 #   BPE_MERGES=4000     joint; 0: words
+#   MODEL=lstm          or transformer, with a RUN of its own
 #   EPOCHS UPDATES=800 ATTENTION=softmax PRETRAINED=file     see train.sh --help
 #   LENPENS="0.5 1 1.5 2 2.5"
 set -euo pipefail

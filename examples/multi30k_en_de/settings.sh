@@ -19,6 +19,7 @@ export TRAIN_PAIRS=${TRAIN_PAIRS:-29000}            # at most so many sentence p
 export HELD_OUT=${HELD_OUT:-1014}                   # the same of validation and test
 
 # Training
+export MODEL=${MODEL:-lstm}                         # or transformer: what all but attention_paper train
 export ATTENTION=${ATTENTION:-softmax}              # or another --attention-relaxation, of finetuning/pretrained
 export EPOCHS=${EPOCHS:-}                           # of training from scratch; empty: see train.sh
 export UPDATES=${UPDATES:-800}                       # of fine-tuning, for every system

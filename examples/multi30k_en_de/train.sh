@@ -12,6 +12,7 @@
 #
 #   ATTENTION=softmax  or another --attention-relaxation, also with its options ("soft_topk --attention-top-k 3"):
 #                      with what finetuning/pretrained attends, and what is fine-tuned from it
+#   MODEL=lstm         or transformer (attention_paper is an LSTM always)
 #   EPOCHS=10          of training, 13 in attention_paper; the one with the best validation loss is taken
 #   UPDATES=800        of fine-tuning; the last one is taken
 #   PRETRAINED=file    fine-tune from this checkpoint
@@ -31,10 +32,22 @@ shift
 
 # ------------------------------------------------------------------------------------------ settings
 
-small=( # trains on two CPU cores
-  --arch topk_attention_tiny --dropout 0.2 --encoder-embed-dim 256 --encoder-hidden-size 256
-  --decoder-embed-dim 256 --decoder-hidden-size 256 --decoder-out-embed-dim 256
-)
+case $MODEL in # both train on two CPU cores
+  lstm)
+    small=(
+      --arch topk_attention_tiny --dropout 0.2 --encoder-embed-dim 256 --encoder-hidden-size 256
+      --decoder-embed-dim 256 --decoder-hidden-size 256 --decoder-out-embed-dim 256
+    )
+    ;;
+  transformer) # the sizes of Wu et al. (2021)
+    small=(
+      --arch topk_attention_transformer --dropout 0.1 --encoder-layers 4 --decoder-layers 4
+      --encoder-embed-dim 128 --encoder-ffn-embed-dim 256 --encoder-attention-heads 4 --encoder-normalize-before
+      --decoder-embed-dim 128 --decoder-ffn-embed-dim 256 --decoder-attention-heads 4 --decoder-normalize-before
+    )
+    ;;
+  *) fail "MODEL is lstm or transformer, got $MODEL" ;;
+esac
 if [ "$BPE_MERGES" -gt 0 ]; then small+=(--share-all-embeddings); fi # words: a dictionary for each language
 epochs=${EPOCHS:-10}
 from_scratch=( # 524 updates an epoch

@@ -109,6 +109,22 @@ def test_the_papers_attention_settings_on_words(multi30k, tmp_path):
         assert not any("<unk>" in line for line in lines(folder / "test.txt"))
 
 
+def test_a_transformer_is_fine_tuned(multi30k, tmp_path):
+    run, settings = tmp_path / "run", {"MODEL": "transformer", "ATTENTION": "soft_topk --attention-top-k 3"}
+    settings |= {"SYSTEMS": "words", "LENPENS": "1", "MULTI30K": multi30k, "RUN": run}
+    done = bash("run.sh", "--small", **settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("pretrained", "words/seed1"):
+        model = run / "models" / "finetuning" / name / "model.pt"
+        settings = read_settings(model)["model"]
+        assert settings["arch"] == "topk_attention_transformer" and settings["decoder_layers"] == 4
+        assert settings["attention_relaxation"] == "soft_topk" and settings["attention_top_k"] == 3
+        assert len(lines(model.parent / "test.txt")) == SIZES["test_2016_flickr"]
+    assert read_settings(model)["criterion"]["_name"] == "soft_beam"
+    done = bash("train.sh", "finetuning/control", RUN=tmp_path / "other", MODEL="cnn")
+    fails_with(done, "MODEL is lstm or transformer, got cnn")
+
+
 def test_fine_tuning_attends_as_its_checkpoint_does(tmp_path):
     settings = {"attention_relaxation": "soft_topk", "attention_top_k": 2, "attention_epsilon": 1.0}
     settings |= {"attention_score": "dot", "attention_epsilon_end": 0.5}
@@ -120,10 +136,11 @@ def test_fine_tuning_attends_as_its_checkpoint_does(tmp_path):
         expected = f"soft_topk --attention-top-k 2 --attention-epsilon {epsilon} --attention-cost-scale none"
         expected = f"--attention-relaxation {expected} --attention-score dot\n"
         assert done.stdout.decode() == expected, done.stderr
-    del settings["attention_score"]
-    torch.save({"cfg": {"model": settings}}, tmp_path / "model.pt")
+    del model["attention_score"]
+    done = {f"decoder.layers.{i}.encoder_attn.relaxation._extra_state": torch.tensor(5.0) for i in range(2)}
+    torch.save({"cfg": {"model": model}, "model": done}, tmp_path / "model.pt")
     done = python("attention.py", tmp_path / "model.pt")
-    assert done.returncode != 0 and done.stderr.decode().rstrip().endswith("this recipe fine-tunes LSTMs")
+    assert done.stdout.decode() == expected.replace(" --attention-score dot", ""), done.stderr
     (tmp_path / "model.pt").write_text("no checkpoint")
     settings = {"RUN": tmp_path / "run", "PRETRAINED": tmp_path / "model.pt"}
     done = bash("train.sh", "finetuning/control", **settings)
