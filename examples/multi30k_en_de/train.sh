@@ -38,6 +38,7 @@ case $MODEL in # both train on two CPU cores
       --arch topk_attention_tiny --dropout 0.2 --encoder-embed-dim 256 --encoder-hidden-size 256
       --decoder-embed-dim 256 --decoder-hidden-size 256 --decoder-out-embed-dim 256
     )
+    finetuning_lr=3e-4
     ;;
   transformer) # the sizes of Wu et al. (2021)
     small=(
@@ -45,6 +46,7 @@ case $MODEL in # both train on two CPU cores
       --encoder-embed-dim 128 --encoder-ffn-embed-dim 256 --encoder-attention-heads 4 --encoder-normalize-before
       --decoder-embed-dim 128 --decoder-ffn-embed-dim 256 --decoder-attention-heads 4 --decoder-normalize-before
     )
+    finetuning_lr=1e-4
     ;;
   *) fail "MODEL is lstm or transformer, got $MODEL" ;;
 esac
@@ -77,7 +79,7 @@ case $name in
     kept=checkpoint_last.pt
     training=(
       --criterion soft_beam --label-smoothing 0.1
-      --optimizer adam --lr 3e-4 --lr-scheduler polynomial_decay --total-num-update "$UPDATES" --clip-norm 1
+      --optimizer adam --lr "$finetuning_lr" --lr-scheduler polynomial_decay --total-num-update "$UPDATES" --clip-norm 1
       --max-tokens 600 --max-update "$UPDATES"
       --disable-validation --save-interval-updates 500 --keep-interval-updates 1
     )

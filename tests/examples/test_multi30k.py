@@ -121,6 +121,7 @@ def test_a_transformer_is_fine_tuned(multi30k, tmp_path):
         assert settings["attention_relaxation"] == "soft_topk" and settings["attention_top_k"] == 3
         assert len(lines(model.parent / "test.txt")) == SIZES["test_2016_flickr"]
     assert read_settings(model)["criterion"]["_name"] == "soft_beam"
+    assert read_settings(model)["optimization"]["lr"] == [1e-4]
     done = bash("train.sh", "finetuning/control", RUN=tmp_path / "other", MODEL="cnn")
     fails_with(done, "MODEL is lstm or transformer, got cnn")
 
