@@ -292,7 +292,8 @@ class SoftBeamCriterion(FairseqCriterion):
         self.label_smoothing, self.prefix_size = cfg.label_smoothing, cfg.soft_beam_prefix_size
         self.sentence_avg = cfg.sentence_avg
         self.num_updates: int | None = None
-        _on_train_step(task, self.set_num_updates)
+        self.unsynchronised_wrapper: str | None = None
+        _on_train_step(task, self._before_batch)
         always_beam = (self.rho.start, self.rho.at(None), self.start_update, self.prob) == (0, 0, 0, 1)
         if cfg.label_smoothing > 0 and always_beam and str(cfg.soft_beam_objective) == "risk":
             _warn_once(
@@ -338,6 +339,10 @@ class SoftBeamCriterion(FairseqCriterion):
         """
         self.num_updates = num_updates
 
+    def _before_batch(self, model: Any, num_updates: int) -> None:
+        self.set_num_updates(num_updates)
+        self.unsynchronised_wrapper = _unsynchronised_wrapper(model)
+
     def rho_and_epsilon(self) -> tuple[float, float]:
         """Rho and epsilon of this batch; rho is 1 for a batch without a beam.
 
@@ -376,6 +381,11 @@ class SoftBeamCriterion(FairseqCriterion):
         """
         if not reduce:
             raise ValueError("soft_beam returns one loss per batch: reduce must be True, got False")
+        if self.training and not hasattr(model, "module"):
+            _refuse_wrapper(
+                self.unsynchronised_wrapper,
+                "a task that trains the parts of its model, such as a language pair,",
+            )
         rho, epsilon = self.rho_and_epsilon()
         target = sample["target"]
         sample_size = target.size(0) if self.sentence_avg else sample["ntokens"]
@@ -573,8 +583,8 @@ def _warn_of_averages(sharpness: float) -> None:
         )
 
 
-def _on_train_step(task: Any, listener: Callable[[int], None]) -> None:
-    """Tells the listener, before every batch that ``task`` trains on, how many updates are done.
+def _on_train_step(task: Any, listener: Callable[[Any, int], None]) -> None:
+    """Tells the listener, before every batch that ``task`` trains on, the model and how many updates are done.
 
     fairseq tells models and tasks, but not criterions.
     """
@@ -587,7 +597,7 @@ def _on_train_step(task: Any, listener: Callable[[int], None]) -> None:
     def listening(
         sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, *args: Any, **kwargs: Any
     ) -> Any:
-        listener(update_num)
+        listener(model, update_num)
         return train_step(sample, model, criterion, optimizer, update_num, *args, **kwargs)
 
     listening.without_listener = train_step  # type: ignore[attr-defined]
@@ -654,17 +664,28 @@ def _encoder_input(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_ddp(model: nn.Module, what: str) -> None:
-    """Only a wrapper that is told to reduce the gradients is of use where ``model(...)`` does not see them all.
+    """Refuses ``what`` under a wrapper that would not synchronise all gradients of it."""
+    _refuse_wrapper(_unsynchronised_wrapper(model), what)
 
-    That is ``legacy_ddp``.  The others (PyTorch's DDP, SlowMo, sharding) act on what runs through their
-    own forward.
-    """
-    if hasattr(model, "module") and not hasattr(model, "all_reduce_grads"):
-        *_, innermost = _wrappers(model)
+
+def _refuse_wrapper(wrapper: str | None, what: str) -> None:
+    if wrapper is not None:
         raise ValueError(
-            f"{what} wants --ddp-backend legacy_ddp with several processes: under {type(innermost).__name__} "
+            f"{what} wants --ddp-backend legacy_ddp with several processes: under {wrapper} "
             "gradients would stay unsynchronised"
         )
+
+
+def _unsynchronised_wrapper(model: nn.Module) -> str | None:
+    """The name of what the trainer has put around the model, if it synchronises only what it sees.
+
+    PyTorch's DDP, SlowMo and sharding act on what runs through their own forward; ``legacy_ddp`` is told when
+    to reduce the gradients, wherever they come from.
+    """
+    if not hasattr(model, "module") or hasattr(model, "all_reduce_grads"):
+        return None
+    *_, innermost = _wrappers(model)
+    return type(innermost).__name__
 
 
 def _refuse_sharding(model: nn.Module) -> None:

@@ -99,13 +99,16 @@ def ranks(corpus):
 
 @pytest.fixture(scope="module")
 def alone(corpus):
-    """Trains in this process: ``alone(rho, update_freq, dtype, options)``."""
+    """Trains in this process, with one thread as the others: ``alone(rho, update_freq, dtype, options)``."""
 
     @cache
     def run(rho, update_freq, dtype, options=()):
         return train(corpus, Run("legacy_ddp", rho, update_freq, dtype, options), update_freq)
 
-    return run
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield run
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=str)
@@ -180,6 +183,29 @@ def test_layers_that_only_the_beam_uses_are_not_left_unsynchronised(
             criterion(model, make_sample([(3, 2)]))
     else:
         assert criterion(model, make_sample([(3, 2)]))[0].isfinite()
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.8, 1.0])
+@pytest.mark.parametrize("wrapper", [SynchronisesInItsForward, ReducesWhenTold])
+def test_parts_of_a_model_are_not_left_unsynchronised(make_model, make_sample, task, wrapper, rho):
+    """As multilingual_translation trains them, which passes the model of a language pair to the criterion."""
+
+    def train_step(sample, model, criterion, optimizer, update_num):
+        return criterion(model.part, sample)
+
+    task.train_step = train_step
+    criterion = SoftBeamCriterion(task, SoftBeamConfig(sentence_avg=False, teacher_forcing_ratio=rho))
+    whole = torch.nn.Module()
+    whole.part = make_model()
+    model, sample = ModuleProxyWrapper(wrapper(whole)), make_sample([(3, 2)])
+    if wrapper is SynchronisesInItsForward:
+        with pytest.raises(ValueError, match=r"language pair, wants .* legacy_ddp .*: under Synchronises"):
+            task.train_step(sample, model, criterion, None, 0)
+        criterion.eval()
+        assert criterion(whole.part, sample)[0].isfinite()
+    else:
+        assert task.train_step(sample, model, criterion, None, 0)[0].isfinite()
+    assert task.train_step(sample, whole, criterion.train(), None, 1)[0].isfinite()
 
 
 class Sharded(FullyShardedDataParallel):
