@@ -101,6 +101,17 @@ def test_other_models_train_under_the_alias(train, name, model):
     assert [row["num_updates"] for row in updates(resumed.stderr + resumed.stdout)] == [3]
 
 
+def test_checkpoints_are_chosen_by_the_bleu_of_fairseq(train):
+    """As in fairseq's own recipe for IWSLT'14."""
+    bleu = ["--eval-bleu", "--eval-bleu-args", '{"beam": 2, "max_len_b": 5}', "--eval-bleu-remove-bpe"]
+    best = ["--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"]
+    done = train(*TINY, "--criterion", "soft_beam", *bleu, *best, "--max-update", "1", "--save-dir", "by_bleu")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = re.search(r"valid on 'valid' subset .* beam_bleu .* \| bleu ([\d.]+)", done.stderr + done.stdout)
+    assert found is not None
+    assert f"(epoch 1 @ 1 updates, score {float(found[1]):g})" in done.stderr + done.stdout
+
+
 PAIR = ["--lang-pairs", "en-de"]
 LANGTOK = ["--lang-dict", "langs.txt", "--encoder-langtok", "src", "--decoder-langtok"]
 PREFIX = ["--soft-beam-prefix-size", "1"]
