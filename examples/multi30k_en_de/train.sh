@@ -13,10 +13,11 @@
 #   ATTENTION=softmax  or another --attention-relaxation, also with its options ("soft_topk --attention-top-k 3"):
 #                      with what finetuning/pretrained attends, and what is fine-tuned from it
 #   MODEL=lstm         or transformer (attention_paper is an LSTM always)
-#   EPOCHS=10          of training, 13 in attention_paper; the one with the best validation loss is taken
+#   EPOCHS=10          of training, 32 of a Transformer, 13 in attention_paper; the one with the best
+#                      validation loss is taken
 #   UPDATES=800        of fine-tuning; the last one is taken
 #   PRETRAINED=file    fine-tune from this checkpoint
-#   RUN=folder          where everything goes
+#   RUN=folder         where everything goes
 set -euo pipefail
 
 # shellcheck source=settings.sh source-path=SCRIPTDIR
@@ -38,24 +39,25 @@ case $MODEL in # both train on two CPU cores
       --arch topk_attention_tiny --dropout 0.2 --encoder-embed-dim 256 --encoder-hidden-size 256
       --decoder-embed-dim 256 --decoder-hidden-size 256 --decoder-out-embed-dim 256
     )
-    finetuning_lr=3e-4
+    epochs=${EPOCHS:-10} per_epoch=524 # updates
+    from_scratch=(--lr 2e-3 --warmup-updates 300 --max-tokens 1000) finetuning_lr=3e-4
     ;;
   transformer) # the sizes of Wu et al. (2021)
     small=(
-      --arch topk_attention_transformer --dropout 0.1 --encoder-layers 4 --decoder-layers 4
+      --arch topk_attention_transformer --dropout 0.2 --encoder-layers 4 --decoder-layers 4
       --encoder-embed-dim 128 --encoder-ffn-embed-dim 256 --encoder-attention-heads 4 --encoder-normalize-before
       --decoder-embed-dim 128 --decoder-ffn-embed-dim 256 --decoder-attention-heads 4 --decoder-normalize-before
     )
-    finetuning_lr=1e-4
+    epochs=${EPOCHS:-32} per_epoch=267
+    from_scratch=(--lr 3e-3 --warmup-updates 1000 --max-tokens 2000) finetuning_lr=1e-4
     ;;
   *) fail "MODEL is lstm or transformer, got $MODEL" ;;
 esac
 if [ "$BPE_MERGES" -gt 0 ]; then small+=(--share-all-embeddings); fi # words: a dictionary for each language
-epochs=${EPOCHS:-10}
-from_scratch=( # 524 updates an epoch
+from_scratch+=(
   --criterion label_smoothed_cross_entropy --label-smoothing 0.1
-  --optimizer adam --lr 2e-3 --lr-scheduler polynomial_decay --total-num-update $((524 * epochs))
-  --warmup-updates 300 --clip-norm 1 --max-tokens 1000 --max-epoch "$epochs"
+  --optimizer adam --lr-scheduler polynomial_decay --total-num-update $((per_epoch * epochs))
+  --clip-norm 1 --max-epoch "$epochs"
 )
 
 kept=checkpoint_best.pt start=()
