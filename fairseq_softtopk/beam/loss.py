@@ -55,8 +55,9 @@ class BeamStats(NamedTuple):
         sharpness: see :class:`.selection.Selection`.
         agreement: likewise.
         selections: how many selections there were.
+        tokens: how many gold tokens there were, those of a given prefix not counted.
         gold_rank: ranks of the gold tokens among the continuations of the first beam, 1 for the best.
-        gold_tokens: how many gold tokens were looked at.
+        gold_tokens: how many of them were looked at.
         gold_on_beam: sentences whose gold prefix is one of the beams before the last gold token.
         sentences: how many sentences there were.
         bleu: sentence BLEU of the best finished hypotheses, in [0, 1]; 0 unless the objective is ``"risk"``.
@@ -66,6 +67,7 @@ class BeamStats(NamedTuple):
     sharpness: Tensor
     agreement: Tensor
     selections: Tensor
+    tokens: Tensor
     gold_rank: Tensor
     gold_tokens: Tensor
     gold_on_beam: Tensor
@@ -211,6 +213,7 @@ def _stats(
         sharpness=sums[0],
         agreement=sums[1],
         selections=(limits - 1).sum(),
+        tokens=lengths.sum(),
         gold_rank=sums[2],
         gold_tokens=torch.minimum(lengths, limits).sum(),
         gold_on_beam=_gold_on_beam(trace, gold, torch.minimum(lengths, limits) - 1).sum(),

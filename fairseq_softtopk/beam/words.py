@@ -21,6 +21,9 @@ class WordJoiner(nn.Module):
         symbols: text of each token.
         post_process: ``"subword_nmt"``: ``@@`` at the end of a piece joins the next to it;
             ``"sentencepiece"``: ``▁`` at its start begins a word.
+
+    Raises:
+        ValueError: if ``post_process`` is unknown, or no symbol has its mark.
     """
 
     def __init__(self, symbols: list[str], post_process: str) -> None:
@@ -29,6 +32,8 @@ class WordJoiner(nn.Module):
             continued = [symbol.endswith("@@") for symbol in symbols]
             continues = [False] * len(symbols)
             texts = [symbol.removesuffix("@@") for symbol in symbols]
+            if not any(continued):
+                raise ValueError('post_process "subword_nmt": no symbol of the dictionary ends with "@@"')
         elif post_process == "sentencepiece":
             continued = [False] * len(symbols)
             continues = [not symbol.startswith("▁") for symbol in symbols]

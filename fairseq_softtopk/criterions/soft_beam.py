@@ -275,8 +275,9 @@ class SoftBeamCriterion(FairseqCriterion):
 
     def __init__(self, task: Any, cfg: SoftBeamConfig) -> None:
         super().__init__(task)
-        target = task.target_dictionary
-        check_config(cfg, len(target))
+        targets = _target_dictionaries(task)
+        target = targets[0]
+        check_config(cfg, min(map(len, targets)))
         _warn_of_processes_that_are_alone()
         options = getattr(task, "cfg", None) or getattr(task, "args", None)  # of tasks without a dataclass
         if utils.eval_bool(str(getattr(options, "left_pad_target", False))):
@@ -300,9 +301,7 @@ class SoftBeamCriterion(FairseqCriterion):
                 "--label-smoothing has no effect on the risk, and with --teacher-forcing-ratio 0 none at all"
             )
         post_process = str(cfg.soft_beam_post_process)
-        if post_process != "none" and any(
-            other.symbols != target.symbols for other in _target_dictionaries(task)
-        ):
+        if post_process != "none" and any(other.symbols != target.symbols for other in targets):
             raise ValueError(
                 "--soft-beam-post-process must be none where target languages have dictionaries of their own, "
                 f"got {post_process}"
@@ -490,7 +489,7 @@ class SoftBeamCriterion(FairseqCriterion):
         log_mean("loss", "loss", total("sample_size"), bits)
         log_mean("teacher_forcing_loss", "teacher_forcing_loss", ntokens, bits)
         log_mean("soft_beam_loss", "soft_beam_loss", total("beam_gold_tokens"), bits)  # with a max_len, not all
-        log_mean("soft_beam_risk", "soft_beam_risk", ntokens)
+        log_mean("soft_beam_risk", "soft_beam_risk", total("beam_tokens"))
         if any("teacher_forcing_loss" in log for log in logging_outputs):
             metrics.log_derived("ppl", _perplexity)
         selections = total("beam_selections")
@@ -569,10 +568,11 @@ def _starts_with_language(options: Any) -> bool:
 
 
 def _target_dictionaries(task: Any) -> list[Any]:
-    """The dictionaries of a multilingual task's target languages."""
+    """The dictionaries of a task's target languages."""
     pairs, dictionaries = getattr(task, "lang_pairs", None) or [], getattr(task, "dicts", None) or {}
     targets = {pair.partition("-")[2] for pair in pairs}
-    return [dictionary for language, dictionary in dictionaries.items() if language in targets]
+    own = [dictionary for language, dictionary in dictionaries.items() if language in targets]
+    return own or [task.target_dictionary]
 
 
 def _warn_of_averages(sharpness: float) -> None:

@@ -109,12 +109,15 @@ class Relaxation(nn.Module):
                 if hasattr(args, name)
             }
         )
+        kind, end = str(given.attention_epsilon_schedule), given.attention_epsilon_end
+        if kind == "constant" and end != RelaxationConfig.attention_epsilon_end:
+            raise ValueError(f"--attention-epsilon-end wants an --attention-epsilon-schedule, got {end}")
         epsilon = Schedule(
             "--attention-epsilon",
             given.attention_epsilon,
-            given.attention_epsilon_end,
+            end,
             given.attention_epsilon_updates,
-            str(given.attention_epsilon_schedule),
+            kind,
         )
         return cls(
             str(given.attention_relaxation), given.attention_top_k, epsilon, str(given.attention_cost_scale)

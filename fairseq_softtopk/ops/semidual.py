@@ -133,5 +133,6 @@ def solve_laplacian(matrix: Tensor, rhs: Tensor) -> Tensor:
     scaled = matrix / (root.unsqueeze(-1) * root.unsqueeze(-2))
     scaled = scaled + null.unsqueeze(-1) * null.unsqueeze(-2)
     ridge = torch.where(movable, 1e-13, 1.0)
-    solution: Tensor = torch.linalg.solve(scaled + torch.diag_embed(ridge), (rhs / root).unsqueeze(-1))
+    # solve() would wait for the device, to learn whether the matrix is singular: with the ridge it is not.
+    solution: Tensor = torch.linalg.solve_ex(scaled + torch.diag_embed(ridge), (rhs / root).unsqueeze(-1))[0]
     return (solution.squeeze(-1) / root).where(movable, 0.0).to(dtype)

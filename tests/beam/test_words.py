@@ -49,7 +49,9 @@ def test_long_words_do_not_overflow_into_others():
 
 
 def test_no_tokens():
-    words, counts = WordJoiner(["a"], "subword_nmt")(torch.zeros(2, 0, dtype=torch.long), torch.zeros(2).long())
+    words, counts = WordJoiner(["a@@"], "subword_nmt")(
+        torch.zeros(2, 0, dtype=torch.long), torch.zeros(2).long()
+    )
     assert words.shape == (2, 0) and counts.tolist() == [0, 0]
 
 

@@ -317,7 +317,8 @@ def with_prefix(sample, tag):
     tags = torch.full_like(target[:, :1], tag)
     fed = torch.cat([net_input["prev_output_tokens"][:, :1], tags, net_input["prev_output_tokens"][:, 1:]], 1)
     net_input = {**net_input, "prev_output_tokens": fed}
-    return {**sample, "net_input": net_input, "target": torch.cat([tags, target], 1)}
+    longer = {"target": torch.cat([tags, target], 1), "ntokens": sample["ntokens"] + len(target)}
+    return {**sample, "net_input": net_input, **longer}
 
 
 @pytest.mark.parametrize("objective", ["risk", "gold"])
@@ -371,18 +372,24 @@ def test_a_language_in_the_target_must_be_said(task, make_criterion):
 
 
 def test_words_of_languages_with_dictionaries_of_their_own_are_refused(task, make_criterion):
-    other = type(task.target_dictionary)()
+    """The words are those of the target language, whatever the task calls its target dictionary."""
+    pieces = type(task.target_dictionary)()
+    for piece in range(12):
+        pieces.add_symbol(f"w{piece}@@")
     words = {"soft_beam_objective": "risk", "soft_beam_post_process": "subword_nmt"}
-    task.lang_pairs, task.dicts = ["de-en"], {"de": other, "en": task.target_dictionary}
-    make_criterion(**words)
-    task.dicts["en"] = other
+    task.lang_pairs, task.dicts = ["de-en"], {"de": task.target_dictionary, "en": pieces}
+    assert make_criterion(**words).words.continued.sum() == 12
+    task.lang_pairs = ["de-en", "en-de"]
     with pytest.raises(ValueError, match="--soft-beam-post-process must be none where target languages"):
         make_criterion(**words)
 
 
-def test_pieces_that_no_symbol_marks_are_refused(make_criterion):
-    with pytest.raises(ValueError, match='no symbol of the dictionary starts with "▁"'):
-        make_criterion(soft_beam_objective="risk", soft_beam_post_process="sentencepiece")
+@pytest.mark.parametrize(
+    "scheme, mark", [("sentencepiece", 'starts with "▁"'), ("subword_nmt", 'ends with "@@"')]
+)
+def test_pieces_that_no_symbol_marks_are_refused(make_criterion, scheme, mark):
+    with pytest.raises(ValueError, match=f"no symbol of the dictionary {mark}"):
+        make_criterion(soft_beam_objective="risk", soft_beam_post_process=scheme)
 
 
 @pytest.fixture
@@ -560,9 +567,15 @@ def test_soft_beam_prob_is_the_share_of_updates_with_a_beam(make_criterion):
     assert criterion.eval().rho_and_epsilon()[0] == 0.8
 
 
-def test_risk_logs_its_own_quantities(make_model, make_sample, make_criterion):
-    model, criterion = make_model(), make_criterion(soft_beam_objective="risk", teacher_forcing_ratio=0.0)
-    loss, size, logged = criterion(model, make_sample(LENGTHS))
+@pytest.mark.parametrize("prefix_size", [0, 1])
+def test_risk_logs_its_own_quantities(make_model, make_sample, make_criterion, prefix_size):
+    """The risk is per token that the beam may write, which a prefix is not."""
+    model, sample = make_model(), make_sample(LENGTHS)
+    criterion = make_criterion(
+        soft_beam_objective="risk", teacher_forcing_ratio=0.0, soft_beam_prefix_size=prefix_size
+    )
+    size = sample["ntokens"]
+    loss, _, logged = criterion(model, with_prefix(sample, 5) if prefix_size else sample)
     loss.backward()
     with metrics.aggregate(new_root=True) as aggregator:
         criterion.reduce_metrics([logged])
@@ -624,9 +637,9 @@ def test_options_reach_the_search(make_criterion):
 
 
 def test_the_risk_is_of_words(task, make_model, make_sample, make_criterion):
-    """But for one, which is not in the targets, no token has a "▁": a sentence is one word, right or wrong."""
+    """No token but one, which no target has, has a "▁", and none but bos, which none writes, a "@@"."""
     model, sample = make_model("topk_attention"), make_sample(LENGTHS)
-    task.target_dictionary.symbols[-1] = "▁w"
+    task.target_dictionary.symbols[-1], task.target_dictionary.symbols[0] = "▁w", "<s>@@"
     assert len(task.target_dictionary) - 1 not in sample["target"]
     risks = {}
     for scheme in ("none", "subword_nmt", "sentencepiece"):

@@ -1,4 +1,5 @@
 import math
+from argparse import Namespace
 
 import entmax
 import pytest
@@ -152,6 +153,13 @@ def test_padding_has_no_weight_beside_scores_that_are_large(kind):
 def test_bad_options_name_the_value(arguments, message):
     with pytest.raises(ValueError, match=message):
         Relaxation(*arguments)
+
+
+def test_the_end_of_a_schedule_wants_a_schedule():
+    with pytest.raises(
+        ValueError, match=r"--attention-epsilon-end wants an --attention-epsilon-schedule, got 0\.5"
+    ):
+        Relaxation.from_args(Namespace(attention_epsilon_end=0.5))
 
 
 def test_says_which_package_is_missing(monkeypatch):
