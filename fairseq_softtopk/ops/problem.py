@@ -102,11 +102,9 @@ def prepare(
         scores = scores / unit
         weight = _within(torch.finfo(dtype), weight, weight * (distance / unit) * distance)
     counts = _as_counts(k, scores) if isinstance(k, Tensor) else None
-    if counts is None and not ((isinstance(k, int) or _is_whole(k)) and 0 <= k <= scores.size(-1)):
-        refuse_k(k, scores.size(-1))
+    number = -1 if counts is not None else check_k(k, scores.size(-1))
     if counts is not None and scores.size(-1) == 0 and bool((counts != 0).any()):
         refuse_k(int(counts[counts != 0][0]), 0)
-    number = -1 if counts is not None else int(k)
     scores = scores if largest else -scores
     return Problem(scores, weight, unit, number, counts, isinstance(epsilon, Tensor))
 
@@ -127,10 +125,27 @@ def check_solver(solver: str, max_iter: int | None, tol: float | None) -> None:
         raise ValueError(f"tol must be positive, got {tol}")
 
 
-def refuse_k(k: float | Tensor, n: int) -> NoReturn:
-    """Raises the error of a k that is not a number of elements of n."""
-    if isinstance(k, Tensor) or not _is_whole(k):
+def whole(k: object) -> int:
+    """The int that k is, also of NumPy or as a float.
+
+    Raises:
+        ValueError: if it is not one whole number.
+    """
+    if not (isinstance(k, int) or _is_whole(k)):
         raise ValueError(f"k must be an integer, got {k}")
+    return int(k)  # type: ignore[call-overload, no-any-return]
+
+
+def check_k(k: object, n: int) -> int:
+    """The int that k is; an error unless it is a number of elements of n."""
+    number = whole(k)
+    if not 0 <= number <= n:
+        refuse_k(number, n)
+    return number
+
+
+def refuse_k(k: int, n: int) -> NoReturn:
+    """Raises the error of a k that is not a number of elements of n."""
     raise ValueError(f"k must lie in [0, {n}], the number of scores, got {k}")
 
 
@@ -151,9 +166,8 @@ def _as_epsilon(epsilon: float | Tensor, scores: Tensor) -> Tensor:
     if isinstance(epsilon, Tensor):
         if epsilon.is_complex():
             raise ValueError(f"epsilon must be real, got a tensor of {epsilon.dtype}")
-        epsilon = epsilon if epsilon.is_floating_point() else epsilon.to(scores.dtype)
-        narrow = torch.finfo(scores.dtype if scores.dtype.itemsize < epsilon.dtype.itemsize else epsilon.dtype)
-        return _per_problem("epsilon", _within(narrow, epsilon, epsilon).to(scores), scores)
+        epsilon = epsilon.to(torch.promote_types(epsilon.dtype, scores.dtype))
+        return _per_problem("epsilon", _within(torch.finfo(scores.dtype), epsilon, epsilon).to(scores), scores)
     if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon must be a positive finite number, got {epsilon}")
     limits = torch.finfo(scores.dtype)
@@ -194,6 +208,21 @@ def _largest_distance(scores: Tensor, last_anchor: int, largest: bool, cost_scal
 def watched(tensor: Tensor) -> bool:
     """Whether a number may be read from a tensor without making the host wait for a device."""
     return tensor.device.type == "cpu"
+
+
+def apply(
+    function: type[torch.autograd.Function], opaque: Callable[..., Any], *arguments: Any
+) -> tuple[Tensor, ...]:
+    """``function.apply``, or in a compiled graph without gradients its ``opaque`` forward pass.
+
+    PyTorch 2.5 cannot compile a Function with a ``setup_context`` where nothing needs a gradient.
+    """
+    tensors = [value for value in arguments if isinstance(value, Tensor)]
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if torch.compiler.is_compiling() and not differentiable:
+        outputs: tuple[Tensor, ...] = opaque(*arguments)
+        return outputs
+    return function.apply(*arguments)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def batch_first(info: Any, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...]) -> list[Any]:

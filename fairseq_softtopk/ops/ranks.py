@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .problem import Problem, batch_first, check_contents, check_epsilon, require, watched
+from .problem import Problem, apply, batch_first, check_contents, check_epsilon, require, watched
 from .ranking import rank
 from .residual import warn_residual
 from .semidual import as_laplacian, solve_laplacian, solve_potentials
@@ -53,8 +53,9 @@ def rank_weights(problem: Problem, dtype: torch.dtype, max_iter: int | None, tol
         max_iter: Newton steps at most.
         tol: the error of a rank's sum that is tolerated.
     """
-    weights: Tensor
-    weights, *_ = _Ranks.apply(  # type: ignore[no-untyped-call]
+    weights, *_ = apply(
+        _Ranks,
+        _solve_opaque,
         problem.scores,
         problem.epsilon,
         problem.k,

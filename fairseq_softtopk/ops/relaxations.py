@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .problem import check_contents, refuse_k, require
+from .problem import check_contents, check_k, require
 from .transport import solve_transport
 
 
@@ -40,7 +40,7 @@ def softmax_k(
             them are not masked.
     """
     _check_temperature(temperature)
-    x = _prepare(scores, k, dim, largest)
+    x, k = _prepare(scores, k, dim, largest)
     ranks = torch.full(x.shape, k, device=x.device)
     ranks = ranks.scatter(
         -1, x.detach().topk(k).indices, torch.arange(k, device=x.device).expand(*x.shape[:-1], k)
@@ -80,7 +80,8 @@ def relax_subset(
         ValueError: see :func:`softmax_k`.
     """
     _check_temperature(temperature)
-    alpha = _perturbed(_prepare(scores, k, dim, largest), sample)
+    x, k = _prepare(scores, k, dim, largest)
+    alpha = _perturbed(x, sample)
     weights = torch.zeros_like(alpha)
     for _ in range(k):
         logits = alpha / temperature
@@ -120,7 +121,8 @@ def neuralsort(
         ValueError: see :func:`softmax_k`.
     """
     _check_temperature(temperature)
-    x = _perturbed(_prepare(scores, k, dim, largest), sample)
+    x, k = _prepare(scores, k, dim, largest)
+    x = _perturbed(x, sample)
     masked = x == -math.inf
     x = x.masked_fill(masked, 0.0)
     n = (~masked).sum(-1, keepdim=True).unsqueeze(-1)
@@ -163,7 +165,7 @@ def sinkhorn_sort(
     Raises:
         ValueError: see :func:`softmax_k`; or if a score is masked.
     """
-    x = _prepare(scores, k, dim, largest)
+    x, k = _prepare(scores, k, dim, largest)
     n = x.size(-1)
     if n == 0:
         return scores.movedim(dim, -1).unsqueeze(-1).expand(*x.shape, k)
@@ -187,19 +189,20 @@ def sinkhorn_sort(
     return (n * plan[..., :k]).to(scores.dtype)
 
 
-def _prepare(scores: Tensor, k: int, dim: int, largest: bool) -> Tensor:
-    """The scores (..., n), of which the largest win, in float32 or wider, after the checks."""
+def _prepare(scores: Tensor, k: int, dim: int, largest: bool) -> tuple[Tensor, int]:
+    """The scores (..., n), of which the largest win, in float32 or wider, and k, after the checks."""
     if scores.dim() == 0:
         raise ValueError("scores must have at least one dimension, got a scalar")
     if not scores.is_floating_point():
         raise ValueError(f"scores must be floating point, got {scores.dtype}")
     x = scores.movedim(dim, -1).to(torch.promote_types(scores.dtype, torch.float32))
-    if isinstance(k, Tensor) or not float(k).is_integer() or not 0 <= k <= x.size(-1):
-        refuse_k(k, x.size(-1))
+    if isinstance(k, Tensor):
+        raise ValueError(f"k must be an int here, one for all problems, got a tensor: {k}")
+    k = check_k(k, x.size(-1))
     x = x if largest else -x
     fine = ~x.isnan() & (x != math.inf) & ((x != -math.inf).sum(-1, keepdim=True) >= k)
     require(fine, lambda: check_contents(x, k))
-    return x
+    return x, k
 
 
 def _check_temperature(temperature: float) -> None:

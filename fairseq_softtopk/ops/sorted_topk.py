@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .problem import prepare
+from .problem import prepare, whole
 from .ranks import rank_weights
 from .threshold import threshold
 from .transport import plan_by_sinkhorn
@@ -66,6 +66,7 @@ def sorted_soft_topk(
     """
     if isinstance(k, Tensor):
         raise ValueError(f"k must be an int here, one for all problems, got a tensor: {k}")
+    k = whole(k)
     dtype = scores.dtype if solver != "newton" and scores.dtype.itemsize >= 4 else torch.float64
     problem = prepare(scores, k, k + 1, epsilon, dim, largest, cost_scale, solver, max_iter, tol, dtype)
     k = problem.k

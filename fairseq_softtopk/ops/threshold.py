@@ -37,6 +37,7 @@ from torch import Tensor
 
 from .problem import (
     Problem,
+    apply,
     batch_first,
     check_contents,
     check_epsilon,
@@ -90,7 +91,7 @@ def threshold(problem: Problem, max_iter: int | None, tol: float | None) -> Thre
         tol,
         problem.check,
     )
-    return Threshold(*_Threshold.apply(*arguments))  # type: ignore[no-untyped-call]
+    return Threshold(*apply(_Threshold, _solve_opaque, *arguments))
 
 
 class _Threshold(torch.autograd.Function):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .problem import (
     Problem,
+    apply,
     batch_first,
     check_contents,
     check_epsilon,
@@ -192,8 +193,18 @@ def _plan(
     steps = max_iter or (NEWTON_STEPS if solver == "newton" else SINKHORN_STEPS)
     accepted = _tolerance(solver, tol)
     early = accepted if solver == "newton" or tol is not None else 0.0
-    plan, zeta, residual, iterations = _Plan.apply(  # type: ignore[no-untyped-call]
-        logits, row_mass, col_mass, epsilon.detach(), solver, steps, early, accepted, selecting
+    plan, zeta, residual, iterations = apply(
+        _Plan,
+        _solve_opaque,
+        logits,
+        row_mass,
+        col_mass,
+        epsilon.detach(),
+        solver,
+        steps,
+        early,
+        accepted,
+        selecting,
     )
     return plan, zeta, residual, iterations
 

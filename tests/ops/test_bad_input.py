@@ -56,6 +56,8 @@ def test_transport(changed, message, solver):
         ({"k": NAN}, "k must be an integer, got nan"),
         ({"k": INF}, "k must be an integer, got inf"),
         ({"k": 1.5}, "k must be an integer, got 1.5"),
+        ({"k": None}, "k must be an integer, got None"),
+        ({"k": "2"}, "k must be an integer, got 2"),
         ({"epsilon": torch.tensor(NAN)}, "epsilon must be positive and finite, got nan"),
         ({"epsilon": torch.tensor([0.1, 0.0])}, "epsilon must be positive and finite, got 0.0"),
         ({"epsilon": torch.tensor(1j)}, "epsilon .* got .*complex"),

@@ -254,3 +254,18 @@ def test_an_error_names_numbers_of_one_problem():
 def test_a_k_that_is_not_a_number_of_elements(k):
     with pytest.raises(ValueError, match="k must be an integer, got"):
         soft_topk(torch.rand(2, 3), k)
+
+
+@pytest.mark.parametrize("operator", [soft_topk, sorted_soft_topk])
+def test_an_epsilon_in_half_precision_is_the_number_that_it_holds(operator):
+    """Also where it is smaller than the smallest normal number of its dtype."""
+    narrow = torch.tensor(1e-5, dtype=torch.float16, requires_grad=True)
+    wide = narrow.detach().float().requires_grad_()
+    scores = torch.tensor([1.0, 0.99998, 0.5])
+    weights = [operator(scores, 1, epsilon=epsilon) for epsilon in (narrow, wide)]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    slopes = [
+        torch.autograd.grad(value[0].sum(), epsilon)[0]
+        for value, epsilon in zip(weights, (narrow, wide), strict=True)
+    ]
+    assert slopes[0] == slopes[1].half() != 0

@@ -2,6 +2,7 @@ import math
 from functools import partial
 from itertools import permutations
 
+import numpy as np
 import ot
 import pytest
 import torch
@@ -174,6 +175,8 @@ def test_any_dimension(relaxation):
         (torch.tensor([1, 2]), 1, "must be floating point, got torch.int64"),
         (torch.tensor([1.0, 2.0]), 3, r"k must lie in \[0, 2\], the number of scores, got 3"),
         (torch.tensor([1.0, 2.0]), 1.5, "k must be an integer, got 1.5"),
+        (torch.tensor([1.0, 2.0]), None, "k must be an integer, got None"),
+        (torch.tensor([1.0, 2.0]), torch.tensor(1), "k must be an int here"),
         (torch.tensor([1.0, math.nan]), 1, "scores contain NaN"),
         (torch.tensor([1.0, math.inf]), 1, "the infinity that no selection can avoid"),
         (torch.tensor([1.0, -math.inf]), 2, "k = 2 elements to select, but the mask leaves only 1"),
@@ -182,6 +185,13 @@ def test_any_dimension(relaxation):
 def test_bad_input_is_named(relaxation, scores, k, message):
     with pytest.raises(ValueError, match=message):
         relaxation(scores, k)
+
+
+@pytest.mark.parametrize("relaxation", ALL)
+@pytest.mark.parametrize("k", [2.0, np.int64(2)])
+def test_k_is_any_whole_number(relaxation, k):
+    scores = torch.randn(5)
+    torch.testing.assert_close(relaxation(scores, k), relaxation(scores, 2), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("relaxation", ALL)

@@ -181,6 +181,18 @@ def test_compile(name, n):
     torch.testing.assert_close(traced.grad, eager.grad, atol=1e-8, rtol=0)
 
 
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_compile_without_gradients(name, needs_grad):
+    torch._dynamo.reset()
+    compiled = torch.compile(COMPILED[name], fullgraph=True, backend="aot_eager")
+    scores = rows(2, 8).requires_grad_(needs_grad)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(scores), COMPILED[name](scores), **SAME)
+    if not needs_grad:
+        torch.testing.assert_close(compiled(scores), COMPILED[name](scores), **SAME)
+
+
 @pytest.mark.parametrize("solver", ["newton", "sinkhorn", "sinkhorn_log"])
 @pytest.mark.parametrize("operator", [soft_topk, sorted_soft_topk, log_soft_topk])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
