@@ -51,11 +51,17 @@ class ScoreGradBound:
         self.stats = ScoreGradStats.zeros(device)
         self._unit: Tensor | None = None
 
-    def watch(self, scores: Tensor, live: Tensor) -> Tensor:
-        """The scores (bsz, n), with a bound on what flows back through them, counted where ``live`` (bsz,)."""
+    def watch(self, scores: Tensor, live: Tensor, rows: Tensor) -> Tensor:
+        """The scores of sentences, with a bound on what flows back through them.
+
+        Args:
+            scores: (sentences, n).
+            live: (sentences,), where it counts for the statistics.
+            rows: (sentences,), which losses of the batch are theirs.
+        """
         watched = scores.view_as(scores)  # other uses of the scores are left alone
         if watched.requires_grad:
-            watched.register_hook(lambda grad: self._clip(grad, live))  # type: ignore[no-untyped-call]
+            watched.register_hook(lambda grad: self._clip(grad, live, rows))  # type: ignore[no-untyped-call]
         return watched
 
     def take_unit(self, loss: Tensor) -> None:
@@ -66,14 +72,15 @@ class ScoreGradBound:
     def _set_unit(self, grad: Tensor) -> None:
         self._unit = grad.detach().abs().unsqueeze(-1)  # (bsz, 1)
 
-    def _clip(self, grad: Tensor, live: Tensor) -> Tensor:
+    def _clip(self, grad: Tensor, live: Tensor, rows: Tensor) -> Tensor:
         assert self._unit is not None
+        unit = self._unit[rows]
         wide = grad.detach().to(torch.promote_types(grad.dtype, torch.float32))
-        norm: Tensor = wide.norm(dim=-1, keepdim=True)  # (bsz, 1)
-        limit = self.bound * self._unit
+        norm: Tensor = wide.norm(dim=-1, keepdim=True)  # (sentences, 1)
+        limit = self.bound * unit
         over = norm > limit if self.bound > 0 else torch.zeros_like(norm, dtype=torch.bool)
-        relative = (norm / self._unit.clamp(min=torch.finfo(norm.dtype).tiny)).squeeze(-1)
-        counted = live & (self._unit.squeeze(-1) > 0)
+        relative = (norm / unit.clamp(min=torch.finfo(norm.dtype).tiny)).squeeze(-1)
+        counted = live & (unit.squeeze(-1) > 0)
         self.stats.norm.add_(relative.where(counted, 0.0).sum())
         self.stats.clipped.add_((over.squeeze(-1) & counted).sum())
         self.stats.total.add_(counted.sum())

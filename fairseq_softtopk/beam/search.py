@@ -37,9 +37,15 @@ class StepDecoder(Protocol):
     def mix(self, state: Any, weights: Tensor) -> Any:
         """``h_l = sum_i weights[i, l] h_i`` (paper, eq. 10), weights (bsz, beams, k): a state of k beams."""
 
+    def keep(self, state: Any, sentences: Tensor) -> Any:
+        """The state of some sentences only; their numbers (n,) are those of the state before."""
+
     def detach(self, state: Any) -> Any:
         """The same state, without a gradient to what it was made of."""
 
+
+# Sentences that are over leave the batch when no more than this share of it goes on.
+CROWD = 0.875
 
 DETACH = ("nothing", "scores", "embeddings")
 
@@ -85,6 +91,15 @@ class Beams(NamedTuple):
     scores: Tensor
     selected_by: Tensor
 
+    def keep(self, decoder: StepDecoder, sentences: Tensor) -> Beams:
+        """Those of some sentences."""
+        return Beams(
+            self.embeddings[sentences],
+            decoder.keep(self.state, sentences),
+            self.scores[sentences],
+            self.selected_by[sentences],
+        )
+
     def detached(self, decoder: StepDecoder) -> Beams:
         """The same, without the gradient of the selections before."""
         return Beams(
@@ -122,18 +137,25 @@ def soft_beam_search(
     beams = Beams(decoder.embed(first[:, -1:]), state, scores, scores)
     bound = ScoreGradBound(config.score_grad_bound, gold.device)
     trace: list[StepRecord] = []
-    num_steps = int(limits.max())
+    bsz, until = len(gold), limits.tolist()  # the one time that the host looks
+    num_steps, rows = max(until), torch.arange(bsz, device=gold.device)
     for step in range(num_steps):
+        going = [sentence for sentence, limit in enumerate(until) if limit > step]
+        if len(going) <= CROWD * len(until):
+            until = [until[sentence] for sentence in going]
+            kept = torch.tensor(going, device=gold.device)
+            beams = beams.keep(decoder, kept)
+            rows, gold, limits, ends = rows[kept], gold[kept], limits[kept], ends[kept]
         if config.horizon and step and step % config.horizon == 0:
             beams = beams.detached(decoder)
         target = gold[:, step] if step < gold.size(1) else None
         live = limits > step + 1 if step + 1 < num_steps else None
-        arguments = (decoder, beams, target, ends == step + 1, live, bound, config)
+        arguments = (decoder, beams, target, ends == step + 1, live, rows, bound, config)
         if config.recompute and torch.is_grad_enabled():
             record, beams = checkpoint(_step, *arguments, use_reentrant=False)
         else:
             record, beams = _step(*arguments)
-        trace.append(record)
+        trace.append(record.spread(rows, bsz))
     return trace, bound
 
 
@@ -143,10 +165,14 @@ def _step(
     gold: Tensor | None,
     may_end: Tensor,
     live: Tensor | None,
+    rows: Tensor,
     bound: ScoreGradBound,
     config: SearchConfig,
 ) -> tuple[StepRecord, Beams]:
-    """Continues all beams by one token; ``live`` (bsz,) says which sentences go on, None if none does."""
+    """Continues all beams by one token.
+
+    ``live`` (n,) says which sentences go on, None if none does, and ``rows`` (n,) which of the batch they are.
+    """
     lprobs, state = decoder.step(beams.embeddings, beams.state)
     candidates = best_candidates(beams.scores, lprobs, config.num_candidates, config.never, config.eos, may_end)
     record = StepRecord(
@@ -158,7 +184,7 @@ def _step(
     if live is None:
         return record, beams
     seen = beams.selected_by.gather(1, candidates.beams) + candidates.lprobs
-    chosen = select(bound.watch(seen, live), config)
+    chosen = select(bound.watch(seen, live, rows), config)
     parents = candidates.beams.gather(1, chosen.origin)
     seen_next = candidates.scores.detach() if config.detach == "scores" else seen
     record = record._replace(

@@ -32,6 +32,18 @@ class StepRecord(NamedTuple):
     agreement: Tensor | None = None
     gold_rank: Tensor | None = None
 
+    def spread(self, rows: Tensor, bsz: int) -> StepRecord:
+        """The record of ``bsz`` sentences, of which these are ``rows`` (n,); the others get zeros."""
+        if len(rows) == bsz:
+            return self
+
+        def full(value: Tensor) -> Tensor:
+            return value.new_zeros(bsz, *value.shape[1:]).index_copy(0, rows, value)
+
+        return self._replace(
+            **{name: full(value) for name, value in self._asdict().items() if value is not None}
+        )
+
 
 class Paths(NamedTuple):
     """Hypotheses of a trace of S steps.

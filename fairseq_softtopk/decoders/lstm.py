@@ -13,7 +13,7 @@ from .checks import require_methods_of
 from .mixing import mix_beams, mix_embeddings
 from .output import output_lprobs
 
-EncoderOut = tuple[Tensor, Tensor, Tensor, Tensor]
+EncoderOut = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 class LSTMState(NamedTuple):
@@ -107,6 +107,22 @@ class LSTMStepDecoder:
             [mix_beams(cell, weights) for cell in state.cells],
             mix_beams(state.input_feed, weights),
             state.encoder_out,
+        )
+
+    def keep(self, state: LSTMState, sentences: Tensor) -> LSTMState:
+        """The recurrent states and the encoder outputs of these sentences."""
+        outputs, hiddens, cells, padding_mask = state.encoder_out
+        encoder_out = (
+            outputs[:, sentences],
+            hiddens[:, sentences],
+            cells[:, sentences],
+            None if padding_mask is None else padding_mask[:, sentences],
+        )
+        return LSTMState(
+            [hidden[sentences] for hidden in state.hiddens],
+            [cell[sentences] for cell in state.cells],
+            state.input_feed[sentences],
+            encoder_out,
         )
 
     def detach(self, state: LSTMState) -> LSTMState:

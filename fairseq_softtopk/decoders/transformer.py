@@ -29,6 +29,10 @@ class Cache(NamedTuple):
     keys: Tensor
     values: Tensor
 
+    def keep(self, sentences: Tensor) -> Cache:
+        """That of some sentences, contiguous, as fairseq wants it."""
+        return Cache(self.keys.index_select(0, sentences), self.values.index_select(0, sentences))
+
 
 class Source(NamedTuple):
     """What the beams of a sentence share, computed once: it is never repeated, and never mixed.
@@ -128,6 +132,16 @@ class TransformerStepDecoder:
             for cache in state.caches
         ]
         return state._replace(caches=caches)
+
+    def keep(self, state: TransformerState, sentences: Tensor) -> TransformerState:
+        """What these sentences have written, and their sources."""
+        encoder_out, padding_mask, caches = state.source
+        source = Source(
+            encoder_out[:, sentences],
+            None if padding_mask is None else padding_mask[sentences],
+            [None if cache is None else cache.keep(sentences) for cache in caches],
+        )
+        return state._replace(caches=[cache.keep(sentences) for cache in state.caches], source=source)
 
     def detach(self, state: TransformerState) -> TransformerState:
         """Detaches the caches of the self-attentions; the source keeps its gradient."""

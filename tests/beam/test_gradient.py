@@ -4,16 +4,18 @@ import torch
 from fairseq_softtopk.beam.gradient import ScoreGradBound
 
 
-def backward(bound, incoming, weights, live=(True, True, True)):
+def backward(bound, incoming, weights, live=(True, True, True), rows=(0, 1, 2)):
     """The gradients of three sentences' scores, of which ``incoming`` comes through the watched ones."""
     watcher = ScoreGradBound(bound, torch.device("cpu"))
     scores = torch.zeros(3, 4, dtype=torch.float64, requires_grad=True)
-    watched = watcher.watch(scores, torch.tensor(live))
+    watched = watcher.watch(scores, torch.tensor(live), torch.tensor(rows))
     # Something else uses the scores too, and gives them a gradient of 1 that no bound concerns.
-    losses = (watched * incoming).sum(1) + scores.sum(1)
+    losses = (
+        torch.zeros(3).double().index_add(0, torch.tensor(rows), (watched * incoming).sum(1) + scores.sum(1))
+    )
     watcher.take_unit(losses)
     (losses * weights).sum().backward()
-    return scores.grad - weights.unsqueeze(1), watcher.stats
+    return scores.grad - weights[list(rows)].unsqueeze(1), watcher.stats
 
 
 INCOMING = torch.tensor([[3.0, 0, 4, 0], [0.03, 0, 0.04, 0], [0, 0, 0, 5]]).double()  # norms 5, 0.05, 5
@@ -27,6 +29,13 @@ def test_the_norm_is_at_most_the_bound_times_the_gradient_of_the_loss(weights):
     torch.testing.assert_close(got, expected * weights.unsqueeze(1))
     assert stats.clipped == 2 and stats.total == 3
     assert float(stats.norm) == pytest.approx(10.05)
+
+
+def test_sentences_may_be_some_of_the_batch_in_any_order():
+    weights = torch.tensor([0.2, 8, 1e-3]).double()
+    got, _ = backward(0.5, INCOMING, weights, rows=(2, 0, 1))
+    expected = torch.tensor([[0.3, 0, 0.4, 0], [0.03, 0, 0.04, 0], [0, 0, 0, 0.5]]).double()
+    torch.testing.assert_close(got, expected * weights[[2, 0, 1]].unsqueeze(1))
 
 
 def test_no_bound_only_counts():

@@ -348,16 +348,16 @@ def test_statistics_of_the_gold_tokens(make_model, make_sample, config):
             self.steps = 0
 
         def step(self, embeddings, state):
-            lprobs = torch.full((len(LENGTHS), embeddings.size(1), 16), -5.0)
-            lprobs.scatter_(
-                2, sample["target"][:, self.steps].view(-1, 1, 1).expand(-1, embeddings.size(1), 1), 0.0
-            )
+            gold = sample["target"][state, self.steps].view(-1, 1, 1)
+            lprobs = torch.full((*embeddings.shape[:2], 16), -5.0)
+            lprobs.scatter_(2, gold.expand(-1, embeddings.size(1), 1), 0.0)
             self.steps += 1
             return lprobs, state
 
-        start = staticmethod(lambda encoder_out: None)
+        start = staticmethod(lambda encoder_out: torch.arange(len(LENGTHS)))
+        keep = staticmethod(lambda state, sentences: state[sentences])
         embed = staticmethod(lambda tokens: tokens.unsqueeze(-1).float())
-        mix = staticmethod(lambda state, weights: None)
+        mix = staticmethod(lambda state, weights: state)
         mix_embeddings = staticmethod(lambda tokens, weights: weights.sum(1).unsqueeze(-1))
 
     target = sample["target"]
