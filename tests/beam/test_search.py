@@ -304,6 +304,35 @@ def test_all_beams_are_those_of_a_hard_beam_search_as_epsilon_vanishes(
                 assert got.tolist() == expected
 
 
+@pytest.mark.parametrize("arch", ["topk_attention", "transformer"])
+def test_sentences_that_are_over_leave_the_batch(make_model, make_sample, config, arch):
+    """And what is recorded of the others stays where it was."""
+    model, sample = make_model(arch).eval(), make_sample(LENGTHS)
+    net_input, gold, lengths = sample["net_input"], sample["target"], sample["target"].ne(1).sum(1)
+    encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
+    decoder, stepped = step_decoder_for(model), []
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(decoder, name)
+
+        def step(self, embeddings, state):
+            stepped.append(len(embeddings))
+            return decoder.step(embeddings, state)
+
+    first = net_input["prev_output_tokens"][:, :1]
+    trace, _ = soft_beam_search(Counting(), encoder_out, first, gold, lengths, lengths, config)
+    longest, _ = soft_beam_search(
+        decoder, encoder_out, first, gold, torch.full_like(lengths, int(lengths.max())), lengths, config
+    )
+    assert stepped == [int((lengths > step).sum()) for step in range(len(trace))] and len(set(stepped)) > 2
+    for step, (short, long) in enumerate(zip(trace, longest, strict=True)):
+        going = lengths > step
+        torch.testing.assert_close(short.finished[going], long.finished[going])
+        torch.testing.assert_close(short.best[going], long.best[going])
+        assert short.finished[~going].eq(0).all()
+
+
 def test_preselected_candidates_change_nothing_where_the_others_have_no_weight(make_model, make_sample, config):
     model, sample = make_model(), make_sample(LENGTHS)
     config = dataclasses.replace(config, epsilon=0.05)
