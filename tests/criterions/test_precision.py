@@ -135,5 +135,6 @@ def test_an_update_is_the_gradient_of_all_its_batches_over_their_size(corpus, av
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
     expected = -learning_rate * gradient / (len(both) if average else lengths.sum())
-    torch.testing.assert_close(step(first, second), expected, rtol=0, atol=1e-14)
+    # A selection is solved to 1e-9 or better, in as many steps as the slowest of those beside it wants.
+    torch.testing.assert_close(step(first, second), expected, rtol=0, atol=1e-11)
     torch.testing.assert_close(step(both), expected, rtol=0, atol=1e-14)
