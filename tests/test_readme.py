@@ -60,7 +60,7 @@ def test_the_table_of_options_has_all_of_them_with_their_defaults():
     for options, defaults in rows:
         for option, default in zip(options.split(", "), defaults.split(", "), strict=True):
             expected = fields[option.strip("`")]
-            shown = {"off": "False", "on": "True"}.get(default, default.strip("`"))
+            shown = {"off": "False", "on": "True", "unset": "None"}.get(default, default.strip("`"))
             assert shown == str(expected) or float(shown) == float(expected)
     inherited = {"---name", "--sentence-avg", "--seed"}
     assert all(f"`{option}`" in README or f"`{option} " in README for option in fields.keys() - inherited)

@@ -17,7 +17,7 @@ The data flows through one file after the other:
 from .loss import OBJECTIVES, BeamConfig, BeamStats, soft_beam_loss
 from .search import DETACH, StepDecoder
 from .selection import RELAXATIONS
-from .words import POST_PROCESSES, WordJoiner
+from .words import POST_PROCESSES, WordJoiner, find_post_process
 
 __all__ = [
     "DETACH",
@@ -28,5 +28,6 @@ __all__ = [
     "BeamStats",
     "StepDecoder",
     "WordJoiner",
+    "find_post_process",
     "soft_beam_loss",
 ]

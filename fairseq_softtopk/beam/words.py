@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-POST_PROCESSES = ("none", "subword_nmt", "sentencepiece")
+JOINED = ("subword_nmt", "sentencepiece")
+POST_PROCESSES = ("auto", "none", *JOINED)
+COMMON = 0.01  # share of a dictionary's symbols with a mark; a few may look like it by chance
 
 BASE = 0x9E3779B97F4A7C15  # odd: of the polynomials over characters, modulo 2^64
 
@@ -41,9 +43,7 @@ class WordJoiner(nn.Module):
             if all(continues):
                 raise ValueError('post_process "sentencepiece": no symbol of the dictionary starts with "▁"')
         else:
-            raise ValueError(
-                f"post_process must be one of {', '.join(POST_PROCESSES[1:])}, got {post_process!r}"
-            )
+            raise ValueError(f"post_process must be one of {', '.join(JOINED)}, got {post_process!r}")
         # The last entry is that of -1, a "character" that is none.
         numbers = [sum(ord(c) * BASE**i for i, c in enumerate(text)) for text in texts] + [-1]
         self.register_buffer("numbers", torch.tensor([_signed(n) for n in numbers]), persistent=False)
@@ -77,6 +77,20 @@ class WordJoiner(nn.Module):
         parts = torch.where(inside, self.numbers[tokens] * powers, 0)
         which = (starts.cumsum(-1) - 1).clamp(min=0)
         return torch.zeros_like(tokens).scatter_add(-1, which, parts), starts.sum(-1)
+
+
+def find_post_process(symbols: list[str]) -> str:
+    """What the pieces of a dictionary are: the one of ``JOINED`` whose mark more symbols have, or ``"none"``.
+
+    A mark that fewer than one symbol in a hundred has is none: such a dictionary has whole words, or pieces of
+    another kind.
+    """
+    marked = {
+        "subword_nmt": sum(symbol.endswith("@@") for symbol in symbols),
+        "sentencepiece": sum(symbol.startswith("▁") for symbol in symbols),
+    }
+    found = max(JOINED, key=marked.__getitem__)
+    return found if marked[found] >= max(COMMON * len(symbols), 1) else "none"
 
 
 def _signed(number: int) -> int:

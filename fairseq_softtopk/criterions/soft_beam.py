@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, wraps
-from typing import Any
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ from ..beam import (
     BeamStats,
     StepDecoder,
     WordJoiner,
+    find_post_process,
     soft_beam_loss,
 )
 from ..decoders import step_decoder_for
@@ -53,11 +54,11 @@ BROKEN = "the model has diverged, or its checkpoint or input is broken"
 LOW_SHARPNESS = 0.25
 
 # What has no effect where an option has a certain value, and what it must be left at.
-WITHOUT_EFFECT: dict[tuple[str, str], dict[str, str | float]] = {
+WITHOUT_EFFECT: dict[tuple[str, str], dict[str, str | float | None]] = {
     ("soft_beam_objective", "gold"): {
-        "soft_beam_post_process": "none",
-        "soft_beam_brevity_smoothing": 0,
-        "soft_beam_hypotheses": 10,
+        "soft_beam_post_process": "auto",
+        "soft_beam_brevity_smoothing": None,
+        "soft_beam_hypotheses": 20,
         "soft_beam_temperature": 0.1,
     },
     ("soft_beam_objective", "risk"): {"soft_beam_eos_weight": 1.0},
@@ -90,7 +91,7 @@ class SoftBeamConfig(FairseqDataclass):
         "in [0, 1), 0 for none: share of a gold token's weight that goes to all tokens alike, in teacher "
         "forcing and the gold objective",
     )
-    soft_beam_size: int = with_help(5, "k, the number of beams; at most the vocabulary less three")
+    soft_beam_size: int = with_help(10, "k, the number of beams; at most the vocabulary less three")
     soft_beam_epsilon: float = with_help(
         0.01, "entropic weight of the selection, positive; in nats with --soft-beam-cost-scale none"
     )
@@ -121,19 +122,20 @@ class SoftBeamConfig(FairseqDataclass):
         "the log-probability of the gold tokens on its best path, as in the paper",
     )
     soft_beam_hypotheses: int = with_help(
-        10, "finished hypotheses that share the risk, at least 2; for the risk"
+        20, "finished hypotheses that share the risk, at least 2; for the risk"
     )
     soft_beam_temperature: float = with_help(
         0.1, "of the hypotheses' distribution, positive, in nats per token; for the risk"
     )
     soft_beam_post_process: ChoiceEnum(POST_PROCESSES) = with_help(  # type: ignore[valid-type]
-        "none",
-        "what makes words of tokens, of which the BLEU of the risk is; as in fairseq-generate's --post-process",
+        "auto",
+        "what makes words of tokens, of which the BLEU of the risk is, as fairseq-generate's --post-process; "
+        "auto: what the dictionary looks like",
     )
-    soft_beam_brevity_smoothing: float = with_help(
-        0.0,
-        "tokens (words, with --soft-beam-post-process) by which a reference counts as longer in the brevity "
-        "penalty of the risk's BLEU, at least 0; against outputs that become shorter",
+    soft_beam_brevity_smoothing: Optional[float] = with_help(
+        None,
+        "words or tokens by which a reference counts as longer in the brevity penalty of the risk's BLEU, at "
+        "least 0; against outputs that become shorter. By itself 1 if pieces are joined to words, else 0",
     )
     soft_beam_score_grad_clip: float = with_help(
         0.01,
@@ -213,7 +215,7 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
         0 <= cfg.soft_beam_backward_epsilon < math.inf, "soft_beam_backward_epsilon", "be at least 0 and finite"
     )
     require(
-        0 <= cfg.soft_beam_brevity_smoothing < math.inf,
+        cfg.soft_beam_brevity_smoothing is None or 0 <= cfg.soft_beam_brevity_smoothing < math.inf,
         "soft_beam_brevity_smoothing",
         "be at least 0 and finite",
     )
@@ -246,8 +248,9 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
     for (option, choice), others in WITHOUT_EFFECT.items():
         for other, neutral in others.items() if str(getattr(cfg, option)) == choice else ():
             value = getattr(cfg, other)
-            value = value if isinstance(value, int | float) else str(value)
-            require(value == neutral, other, f"be {neutral} with --{option.replace('_', '-')} {choice}")
+            value = value if isinstance(value, int | float | None) else str(value)
+            unset = "left out" if neutral is None else neutral
+            require(value == neutral, other, f"be {unset} with --{option.replace('_', '-')} {choice}")
 
 
 def _schedule(cfg: SoftBeamConfig, option: str) -> Schedule:
@@ -301,12 +304,22 @@ class SoftBeamCriterion(FairseqCriterion):
                 "--label-smoothing has no effect on the risk, and with --teacher-forcing-ratio 0 none at all"
             )
         post_process = str(cfg.soft_beam_post_process)
-        if post_process != "none" and any(other.symbols != target.symbols for other in targets):
+        one_dictionary = all(other.symbols == target.symbols for other in targets)
+        if post_process == "auto":
+            post_process = find_post_process(target.symbols) if one_dictionary else "none"
+        elif post_process != "none" and not one_dictionary:
             raise ValueError(
                 "--soft-beam-post-process must be none where target languages have dictionaries of their own, "
                 f"got {post_process}"
             )
         self.words = None if post_process == "none" else WordJoiner(target.symbols, post_process)
+        brevity_smoothing = cfg.soft_beam_brevity_smoothing
+        if brevity_smoothing is None:
+            brevity_smoothing = 0.0 if self.words is None else 1.0
+        if str(cfg.soft_beam_objective) == "risk":
+            logger.info(
+                f"soft_beam: BLEU with post-process {post_process}, brevity smoothing {brevity_smoothing:g}"
+            )
         self.beam = BeamConfig(
             size=cfg.soft_beam_size,
             epsilon=cfg.soft_beam_epsilon,
@@ -328,7 +341,7 @@ class SoftBeamCriterion(FairseqCriterion):
             hypotheses=cfg.soft_beam_hypotheses,
             temperature=cfg.soft_beam_temperature,
             words=self.words,
-            brevity_smoothing=cfg.soft_beam_brevity_smoothing,
+            brevity_smoothing=brevity_smoothing,
         )
 
     def set_num_updates(self, num_updates: int) -> None:

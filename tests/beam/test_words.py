@@ -4,7 +4,7 @@ import pytest
 import torch
 from fairseq.data.data_utils import post_process
 
-from fairseq_softtopk.beam.words import WordJoiner
+from fairseq_softtopk.beam.words import WordJoiner, find_post_process
 
 SYMBOLS = {
     "subword_nmt": ["<s>", "<unk>", "a", "b@@", "a@@", "ab", "b", "@@", "ab@@"],
@@ -53,6 +53,18 @@ def test_no_tokens():
         torch.zeros(2, 0, dtype=torch.long), torch.zeros(2).long()
     )
     assert words.shape == (2, 0) and counts.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("scheme", SYMBOLS)
+def test_the_mark_that_most_pieces_have_is_found(scheme):
+    other = {"subword_nmt": "▁", "sentencepiece": "a@@"}[scheme]
+    assert find_post_process([*SYMBOLS[scheme], other]) == scheme
+
+
+def test_words_that_look_like_pieces_by_chance_do_not_make_pieces():
+    words = [f"word{i}" for i in range(998)]
+    assert find_post_process([*words, "@@", "▁"]) == find_post_process(words) == "none"
+    assert find_post_process([]) == "none"
 
 
 def test_unknown_scheme():

@@ -227,11 +227,11 @@ def test_literal_cost_makes_the_beam_an_average(make_model, make_sample, make_cr
         ({"soft_beam_objective": "bleu"}, "--soft-beam-objective must be one of risk, gold, got bleu"),
         (
             {"soft_beam_post_process": "letter"},
-            "--soft-beam-post-process must be one of none, subword_nmt, sentencepiece, got letter",
+            "--soft-beam-post-process must be one of auto, none, subword_nmt, sentencepiece, got letter",
         ),
         (
             {"soft_beam_post_process": "subword_nmt", "soft_beam_objective": "gold"},
-            "--soft-beam-post-process must be none with --soft-beam-objective gold, got subword_nmt",
+            "--soft-beam-post-process must be auto with --soft-beam-objective gold, got subword_nmt",
         ),
         (
             {"soft_beam_brevity_smoothing": -1.0},
@@ -239,11 +239,11 @@ def test_literal_cost_makes_the_beam_an_average(make_model, make_sample, make_cr
         ),
         (
             {"soft_beam_brevity_smoothing": 1.0, "soft_beam_objective": "gold"},
-            "--soft-beam-brevity-smoothing must be 0 with --soft-beam-objective gold, got 1.0",
+            "--soft-beam-brevity-smoothing must be left out with --soft-beam-objective gold, got 1.0",
         ),
         (
             {"soft_beam_hypotheses": 5, "soft_beam_objective": "gold"},
-            "--soft-beam-hypotheses must be 10 with --soft-beam-objective gold, got 5",
+            "--soft-beam-hypotheses must be 20 with --soft-beam-objective gold, got 5",
         ),
         (
             {"soft_beam_eos_weight": 0.0, "soft_beam_objective": "risk"},
@@ -382,6 +382,29 @@ def test_words_of_languages_with_dictionaries_of_their_own_are_refused(task, mak
     task.lang_pairs = ["de-en", "en-de"]
     with pytest.raises(ValueError, match="--soft-beam-post-process must be none where target languages"):
         make_criterion(**words)
+    assert make_criterion(soft_beam_objective="risk").words is None
+
+
+@pytest.mark.parametrize(
+    "symbol, given, words, smoothing",
+    [
+        ("w", {}, False, 0),
+        ("w@@", {}, True, 1),
+        ("▁w", {}, True, 1),
+        ("w@@", {"soft_beam_post_process": "none"}, False, 0),
+        ("w@@", {"soft_beam_brevity_smoothing": 0.0}, True, 0),
+        ("w", {"soft_beam_brevity_smoothing": 1.0}, False, 1),
+    ],
+)
+def test_the_dictionary_says_whether_the_risk_is_of_words(
+    task, make_criterion, caplog, symbol, given, words, smoothing
+):
+    task.target_dictionary.symbols[-1] = symbol
+    with caplog.at_level(logging.INFO):
+        criterion = make_criterion(soft_beam_objective="risk", **given)
+    assert (criterion.words is not None) == words
+    assert criterion.beam.brevity_smoothing == smoothing
+    assert f"brevity smoothing {smoothing}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -643,7 +666,9 @@ def test_the_risk_is_of_words(task, make_model, make_sample, make_criterion):
     assert len(task.target_dictionary) - 1 not in sample["target"]
     risks = {}
     for scheme in ("none", "subword_nmt", "sentencepiece"):
-        criterion = make_criterion(soft_beam_objective="risk", soft_beam_post_process=scheme)
+        criterion = make_criterion(
+            soft_beam_objective="risk", soft_beam_post_process=scheme, soft_beam_brevity_smoothing=0.0
+        )
         assert not criterion.state_dict()  # nothing for a checkpoint to hold
         _, _, logged = criterion(model, sample)
         risks[scheme] = logged["soft_beam_risk"].item()

@@ -111,10 +111,10 @@ def test_the_papers_attention_settings_on_words(multi30k, tmp_path):
 
 def test_a_transformer_is_fine_tuned(multi30k, tmp_path):
     run, settings = tmp_path / "run", {"MODEL": "transformer", "ATTENTION": "soft_topk --attention-top-k 3"}
-    settings |= {"SYSTEMS": "words", "LENPENS": "1", "MULTI30K": multi30k, "RUN": run}
+    settings |= {"SYSTEMS": "k5", "LENPENS": "1", "MULTI30K": multi30k, "RUN": run}
     done = bash("run.sh", "--small", **settings)
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("pretrained", "words/seed1"):
+    for name in ("pretrained", "k5/seed1"):
         model = run / "models" / "finetuning" / name / "model.pt"
         settings = read_settings(model)["model"]
         assert settings["arch"] == "topk_attention_transformer" and settings["decoder_layers"] == 4
