@@ -331,7 +331,7 @@ def measure(args: Namespace, arch: str, vocabulary: int, k: int) -> dict[str, An
     return row
 
 
-CASE = "arch                   V   k"
+CASE = f"{'arch':32}{'V':>7}{'k':>4}"
 TIMES = f"{CASE}      a, s      b, s      c, s      d, s   c/(a+b)    median   d/(a+b)"
 MEMORY = f"{CASE}     a, MiB    b, MiB    c, MiB    d, MiB   c/(a+b)   d/(a+b)"
 SHARES = f"{CASE}" + "".join(f"{part.replace('teacher forcing', 'teacher f.'):>18}" for part in PARTS)
@@ -344,7 +344,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
         return [
             "",
             header,
-            *(f"{row['arch']:17}{row['vocabulary']:7}{row['k']:4}{cells(row)}" for row in rows),
+            *(f"{row['arch']:32}{row['vocabulary']:7}{row['k']:4}{cells(row)}" for row in rows),
         ]
 
     def seconds(row: dict[str, Any]) -> str:

@@ -42,12 +42,8 @@ case $MODEL in # both train on two CPU cores
     epochs=${EPOCHS:-10} per_epoch=524 # updates
     from_scratch=(--lr 2e-3 --warmup-updates 300 --max-tokens 1000) finetuning_lr=3e-4
     ;;
-  transformer) # the sizes of Wu et al. (2021)
-    small=(
-      --arch topk_attention_transformer --dropout 0.2 --encoder-layers 4 --decoder-layers 4
-      --encoder-embed-dim 128 --encoder-ffn-embed-dim 256 --encoder-attention-heads 4 --encoder-normalize-before
-      --decoder-embed-dim 128 --decoder-ffn-embed-dim 256 --decoder-attention-heads 4 --decoder-normalize-before
-    )
+  transformer)
+    small=(--arch topk_attention_transformer_tiny --dropout 0.2)
     epochs=${EPOCHS:-32} per_epoch=267
     from_scratch=(--lr 3e-3 --warmup-updates 1000 --max-tokens 2000) finetuning_lr=1e-4
     ;;

@@ -52,3 +52,19 @@ class TopKAttentionTransformerModel(TransformerModel):
 def topk_attention_transformer(args: Namespace) -> None:
     """The sizes of fairseq's ``transformer``."""
     base_architecture(args)
+
+
+@register_model_architecture("topk_attention_transformer", "topk_attention_transformer_tiny")
+def topk_attention_transformer_tiny(args: Namespace) -> None:
+    """4 layers of 128, normalised first, as Wu et al. (2021) have for Multi30k: for two CPU cores."""
+    args.encoder_layers = getattr(args, "encoder_layers", 4)
+    args.encoder_embed_dim = getattr(args, "encoder_embed_dim", 128)
+    args.encoder_ffn_embed_dim = getattr(args, "encoder_ffn_embed_dim", 256)
+    args.encoder_attention_heads = getattr(args, "encoder_attention_heads", 4)
+    args.encoder_normalize_before = getattr(args, "encoder_normalize_before", True)
+    args.decoder_layers = getattr(args, "decoder_layers", 4)
+    args.decoder_embed_dim = getattr(args, "decoder_embed_dim", 128)
+    args.decoder_ffn_embed_dim = getattr(args, "decoder_ffn_embed_dim", 256)
+    args.decoder_attention_heads = getattr(args, "decoder_attention_heads", 4)
+    args.decoder_normalize_before = getattr(args, "decoder_normalize_before", True)
+    base_architecture(args)

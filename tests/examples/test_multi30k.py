@@ -117,7 +117,7 @@ def test_a_transformer_is_fine_tuned(multi30k, tmp_path):
     for name in ("pretrained", "k5/seed1"):
         model = run / "models" / "finetuning" / name / "model.pt"
         settings = read_settings(model)["model"]
-        assert settings["arch"] == "topk_attention_transformer" and settings["decoder_layers"] == 4
+        assert settings["arch"] == "topk_attention_transformer_tiny" and settings["decoder_layers"] == 4
         assert settings["attention_relaxation"] == "soft_topk" and settings["attention_top_k"] == 3
         assert len(lines(model.parent / "test.txt")) == SIZES["test_2016_flickr"]
     assert read_settings(model)["criterion"]["_name"] == "soft_beam"

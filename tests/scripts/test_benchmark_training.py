@@ -32,7 +32,7 @@ def quick(tmp_path_factory) -> tuple[str, dict]:
 def test_every_case_is_in_every_table(quick):
     stdout, description = quick
     for row in description["rows"]:
-        case = f"{row['arch']:17}{row['vocabulary']:7}{row['k']:4}"
+        case = f"{row['arch']:32}{row['vocabulary']:7}{row['k']:4}"
         assert sum(line.startswith(case) for line in stdout.splitlines()) == 3
         assert row["ratio"] == pytest.approx(row["c_s"] / (row["a_s"] + row["b_s"]))
         assert row["memory_ratio"] == pytest.approx(row["c_mib"] / (row["a_mib"] + row["b_mib"]))
