@@ -303,20 +303,13 @@ class SoftBeamCriterion(FairseqCriterion):
             _warn_once(
                 "--label-smoothing has no effect on the risk, and with --teacher-forcing-ratio 0 none at all"
             )
-        post_process = str(cfg.soft_beam_post_process)
-        one_dictionary = all(other.symbols == target.symbols for other in targets)
-        if post_process == "auto":
-            post_process = find_post_process(target.symbols) if one_dictionary else "none"
-        elif post_process != "none" and not one_dictionary:
-            raise ValueError(
-                "--soft-beam-post-process must be none where target languages have dictionaries of their own, "
-                f"got {post_process}"
-            )
+        post_process = _post_process(targets, str(cfg.soft_beam_post_process))
         self.words = None if post_process == "none" else WordJoiner(target.symbols, post_process)
         brevity_smoothing = cfg.soft_beam_brevity_smoothing
         if brevity_smoothing is None:
             brevity_smoothing = 0.0 if self.words is None else 1.0
-        if str(cfg.soft_beam_objective) == "risk":
+        never_beam = (self.rho.start, self.rho.at(None)) == (1, 1)
+        if str(cfg.soft_beam_objective) == "risk" and not never_beam:
             logger.info(
                 f"soft_beam: BLEU with post-process {post_process}, brevity smoothing {brevity_smoothing:g}"
             )
@@ -586,6 +579,20 @@ def _target_dictionaries(task: Any) -> list[Any]:
     targets = {pair.partition("-")[2] for pair in pairs}
     own = [dictionary for language, dictionary in dictionaries.items() if language in targets]
     return own or [task.target_dictionary]
+
+
+def _post_process(targets: list[Any], wanted: str) -> str:
+    """What joins the tokens of these dictionaries; ``"auto"``: nothing, unless they are all the same."""
+    symbols = targets[0].symbols
+    one_dictionary = all(other.symbols == symbols for other in targets)
+    if wanted == "auto":
+        return find_post_process(symbols) if one_dictionary else "none"
+    if wanted != "none" and not one_dictionary:
+        raise ValueError(
+            "--soft-beam-post-process must be none where target languages have dictionaries of their own, "
+            f"got {wanted}"
+        )
+    return wanted
 
 
 def _warn_of_averages(sharpness: float) -> None:
