@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import torch
 from torch import Tensor, nn
 
 JOINED = ("subword_nmt", "sentencepiece")
 POST_PROCESSES = ("auto", "none", *JOINED)
-COMMON = 0.01  # share of a dictionary's symbols with a mark; a few may look like it by chance
+COMMON = 0.01  # share of a dictionary's symbols that makes a kind of it; a few may look like it by chance
+WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # scripts
 
 BASE = 0x9E3779B97F4A7C15  # odd: of the polynomials over characters, modulo 2^64
 
@@ -83,14 +86,22 @@ def find_post_process(symbols: list[str]) -> str:
     """What the pieces of a dictionary are: the one of ``JOINED`` whose mark more symbols have, or ``"none"``.
 
     A mark that fewer than one symbol in a hundred has is none: such a dictionary has whole words, or pieces of
-    another kind.
+    another kind.  If as many are of a script without spaces between words, it is ``"none"``, too: what lies
+    between two spaces may be a whole sentence, whose BLEU is 0 unless all of it is right.
     """
+    enough = max(COMMON * len(symbols), 1)
+    if sum(map(_is_without_spaces, symbols)) >= enough:
+        return "none"
     marked = {
         "subword_nmt": sum(symbol.endswith("@@") for symbol in symbols),
         "sentencepiece": sum(symbol.startswith("▁") for symbol in symbols),
     }
     found = max(JOINED, key=marked.__getitem__)
-    return found if marked[found] >= max(COMMON * len(symbols), 1) else "none"
+    return found if marked[found] >= enough else "none"
+
+
+def _is_without_spaces(symbol: str) -> bool:
+    return any(unicodedata.name(char, "").startswith(WITHOUT_SPACES) for char in symbol)
 
 
 def _signed(number: int) -> int:

@@ -67,6 +67,15 @@ def test_words_that_look_like_pieces_by_chance_do_not_make_pieces():
     assert find_post_process([]) == "none"
 
 
+@pytest.mark.parametrize("text", ["今天", "ひらがな", "カタカナ", "ภาษาไทย"])
+@pytest.mark.parametrize("scheme", SYMBOLS)
+def test_pieces_of_scripts_without_spaces_are_not_joined_to_sentences(scheme, text):
+    spaced = [f"▁{word}" if scheme == "sentencepiece" else f"{word}@@" for word in ("한국어", "слово", "λέξη")]
+    assert find_post_process([*SYMBOLS[scheme], *spaced]) == scheme
+    assert find_post_process([*SYMBOLS[scheme], *spaced, text]) == "none"
+    assert find_post_process([*spaced * 100, text]) == scheme
+
+
 def test_unknown_scheme():
     with pytest.raises(
         ValueError, match="post_process must be one of subword_nmt, sentencepiece, got 'letter'"
