@@ -11,8 +11,11 @@ import logging
 from argparse import Namespace
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
+
+PLUGIN = Path(__file__).parents[2] / "fairseq_softtopk"
 
 
 def main() -> None:
@@ -21,18 +24,23 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     path = parser.parse_args().checkpoint
     logging.disable(logging.INFO)  # what fairseq says when it is imported
-    import fairseq_softtopk.plugin  # noqa: F401  what fairseq's checkpoints hold may be read
+    from fairseq.utils import import_user_module
+
+    import_user_module(Namespace(user_dir=str(PLUGIN)))  # now what fairseq's checkpoints hold may be read
+    try:
+        print(*options(torch.load(path, map_location="cpu", weights_only=True)))
+    except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError, StopIteration) as error:
+        raise SystemExit(f"attention.py: {path} cannot be read ({type(error).__name__})") from None
+
+
+def options(checkpoint: dict[str, Any]) -> list[str]:
+    """The options, as words."""
     from fairseq_softtopk.schedules import Schedule
 
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        model = checkpoint["cfg"]["model"]
-    except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
-        raise SystemExit(f"attention.py: {path} cannot be read ({type(error).__name__})") from None
+    model = checkpoint["cfg"]["model"]
     settings = vars(model) if isinstance(model, Namespace) else model
     if "attention_relaxation" not in settings:  # fairseq's lstm and transformer
-        print("--attention-relaxation softmax")
-        return
+        return ["--attention-relaxation", "softmax"]
     name = "attention_epsilon"
     schedule = Schedule(
         f"--{name}",
@@ -43,15 +51,15 @@ def main() -> None:
     updates = next(
         state for key, state in checkpoint["model"].items() if key.endswith("relaxation._extra_state")
     )
-    options = {
+    found = {
         "relaxation": settings["attention_relaxation"],
         "top-k": settings["attention_top_k"],
         "epsilon": schedule.at(float(updates)),
         "cost-scale": settings.get("attention_cost_scale", "none"),
     }
     if "attention_score" in settings:  # not of a Transformer
-        options["score"] = settings["attention_score"]
-    print(*(f"--attention-{name} {value}" for name, value in options.items()))
+        found["score"] = settings["attention_score"]
+    return [f"--attention-{name} {value}" for name, value in found.items()]
 
 
 if __name__ == "__main__":

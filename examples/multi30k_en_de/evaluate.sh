@@ -16,9 +16,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 take_run_folder
 name=$1 folder=$RUN/models/$1
 [ -f "$folder/model.pt" ] || fail "$folder/model.pt is not there: bash train.sh $name"
+keep lenpens "LENPENS=$LENPENS" # a system that has more to choose from is not compared with others
 
 translate() { # translate SPLIT OUT LENPEN
-  [ ! -e "$2.bleu.json" ] || { echo "-- ${2#"$RUN/models/"}: done before" && return; }
+  [ ! "$2.bleu.json" -nt "$folder/model.pt" ] || { echo "-- ${2#"$RUN/models/"}: done before" && return; }
   echo "-- ${2#"$RUN/models/"}, lenpen $3"
   bash "$recipe/generate.sh" "$folder/model.pt" "$1" "$2" --lenpen "$3"
   bash "$recipe/score.sh" "$2" "$1" > /dev/null

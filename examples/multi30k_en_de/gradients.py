@@ -32,8 +32,9 @@ def read_systems() -> dict[str, list[str]]:
 
 
 def build_criterion(task: Any, data: str, given: list[str]) -> Any:
-    """The criterion of a system, as ``fairseq-train`` would build it, in evaluation mode."""
+    """The criterion of a system, as ``train.sh`` has it, in evaluation mode."""
     arguments = [data, "--user-dir", str(PLUGIN), "--arch", "topk_attention_tiny", "--criterion", "soft_beam"]
+    arguments += ["--label-smoothing", "0.1"]  # as in train.sh
     args = options.parse_args_and_arch(options.get_training_parser(), [*arguments, *given])
     return task.build_criterion(convert_namespace_to_omegaconf(args).criterion).eval()
 

@@ -84,6 +84,7 @@ binarize() {
 # -------------------------------------------------------------------------------------------- all of it
 
 take_run_folder
+keep settings "$DATA_SETTINGS"
 step raw take_raw
 step text prepare_text
 step data-bin binarize

@@ -37,7 +37,8 @@ case $experiment in
 esac
 export RUN=${RUN:-$(dirname "${BASH_SOURCE[0]}")/../../runs/multi30k_en_de$words$small}
 if [ -n "$small" ]; then
-  export TRAIN_PAIRS=200 HELD_OUT=20 BPE_MERGES=${BPE_MERGES:-200} EPOCHS=2 UPDATES=3
+  export TRAIN_PAIRS=${TRAIN_PAIRS:-200} HELD_OUT=${HELD_OUT:-20} BPE_MERGES=${BPE_MERGES:-200}
+  export EPOCHS=${EPOCHS:-2} UPDATES=${UPDATES:-3}
   export LENPENS=${LENPENS:-0.5 2} SEEDS=${SEEDS:-1}
 fi
 # shellcheck source=settings.sh source-path=SCRIPTDIR
@@ -85,26 +86,36 @@ unfinished='' # what one system comes to does not keep the others from the table
 list | xargs -P "$JOBS" -L 1 bash -c 'bash "$0/train.sh" "$@" && bash "$0/evaluate.sh" "$1"' "$recipe" ||
   unfinished=yes
 
-compare() { # compare SYSTEM SEED test|test-1: paired bootstrap test of its translations against the control's
-  local models=$RUN/models/$experiment
-  local folder=$models/$1/seed$2 translations=$models/$control/seed$2/$3.txt
-  if [ ! -e "$translations" ] || [ ! -e "$folder/$3.txt" ]; then return; fi
-  if [ "$folder/$3.paired.json" -nt "$folder/$3.txt" ] && [ "$folder/$3.paired.json" -nt "$translations" ]; then return; fi
-  echo "-- compare $1/seed$2/$3.txt with that of $control/seed$2"
-  sacrebleu "$RUN/text/test.tok.de" -i "$translations" "$folder/$3.txt" --tokenize none -lc --force -w 2 \
+models=$RUN/models/$experiment
+
+compare() { # compare SYSTEM/SEED test|test-1: paired bootstrap test of its translations against the control's
+  local folder=$models/$1 against=$models/$control/${1#*/}
+  if [ ! -e "$folder/$2.txt" ] || [ ! -e "$against/$2.txt" ]; then return; fi
+  if [ "$(grep -o ' from [0-9a-f]*$' "$folder/options")" != "$(grep -o ' from [0-9a-f]*$' "$against/options")" ]; then
+    echo "run.sh: $1 was not fine-tuned from the same checkpoint as $control/${1#*/}: no comparison" >&2
+    rm -f "$folder/$2.paired.json"
+    unfinished=yes
+    return
+  fi
+  if [ "$folder/$2.paired.json" -nt "$folder/$2.txt" ] && [ "$folder/$2.paired.json" -nt "$against/$2.txt" ]; then return; fi
+  echo "-- compare $1/$2.txt with that of $control/${1#*/}"
+  sacrebleu "$RUN/text/test.tok.de" -i "$against/$2.txt" "$folder/$2.txt" --tokenize none -lc --force -w 2 \
     --paired-bs --quiet > "$folder/paired.part"
-  mv "$folder/paired.part" "$folder/$3.paired.json"
+  mv "$folder/paired.part" "$folder/$2.paired.json"
 }
 
-for system in $SYSTEMS; do
-  [ "$system" != "$control" ] || continue
-  for seed in $SEEDS; do
-    for translations in test test-1; do compare "$system" "$seed" "$translations"; done
-  done
+for folder in "$models"/*/seed*/; do # also what was trained before: its control may be new
+  name=$(basename "$(dirname "$folder")")/$(basename "$folder")
+  if [[ $name = "$control"/* ]] || [ ! -e "$folder/test.txt" ]; then continue; fi
+  [ -e "$models/$control/${name#*/}/test.txt" ] || {
+    echo "run.sh: $name has no $control/${name#*/} to compare with: add $control to SYSTEMS" >&2
+    rm -f "$folder"/*.paired.json
+  }
+  for translations in test test-1; do compare "$name" "$translations"; done
 done
 
 echo
-python "$recipe/table.py" write "$RUN/models/$experiment" --control "$control" || unfinished=yes
+python "$recipe/table.py" write "$models" --control "$control" || unfinished=yes
 echo
 [ -z "$unfinished" ] || fail "not all systems are finished: mend what the messages above say and run again"
-echo "tables: $RUN/models/$experiment/results.tsv $RUN/models/$experiment/results.md"
+echo "tables: $models/results.tsv $models/results.md"

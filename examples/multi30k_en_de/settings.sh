@@ -17,6 +17,7 @@ export PLUGIN=${PLUGIN:-$root/fairseq_softtopk}     # --user-dir
 export BPE_MERGES=${BPE_MERGES:-4000}               # joint; 0: words
 export TRAIN_PAIRS=${TRAIN_PAIRS:-29000}            # at most so many sentence pairs, from the top
 export HELD_OUT=${HELD_OUT:-1014}                   # the same of validation and test
+DATA_SETTINGS="BPE_MERGES=$BPE_MERGES TRAIN_PAIRS=$TRAIN_PAIRS HELD_OUT=$HELD_OUT"
 
 # Training
 export MODEL=${MODEL:-lstm}                         # or transformer: what all but attention_paper train
@@ -35,12 +36,15 @@ export JOBS=${JOBS:-2}                              # at a time
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}        # threads of each
 export PYTHONUTF8=1
 
-take_run_folder() { # work under other settings must not be taken for its own
-  local settings="BPE_MERGES=$BPE_MERGES TRAIN_PAIRS=$TRAIN_PAIRS HELD_OUT=$HELD_OUT LENPENS=$LENPENS"
+keep() { # keep NAME SETTINGS: in RUN/NAME; work under other settings must not be taken for its own
+  [ -e "$RUN/$1" ] || echo "$2" > "$RUN/$1"
+  [ "$(cat "$RUN/$1")" = "$2" ] ||
+    fail "$RUN was made with other settings ($(cat "$RUN/$1")): remove it or choose another RUN"
+}
+
+take_run_folder() {
   [[ $BPE_MERGES =~ ^[0-9]+$ ]] || fail "BPE_MERGES must be a whole number, 0 for words, got $BPE_MERGES"
   mkdir -p "$RUN"
   RUN=$(cd "$RUN" && pwd)
-  [ -e "$RUN/settings" ] || echo "$settings" > "$RUN/settings"
-  [ "$(cat "$RUN/settings")" = "$settings" ] ||
-    fail "$RUN was made with other settings ($(cat "$RUN/settings")): remove it or choose another RUN"
+  [ ! -e "$RUN/settings" ] || keep settings "$DATA_SETTINGS"
 }

@@ -189,16 +189,22 @@ def cells(rows: list[Row]) -> list[str]:
         spread(row.valid_bleu for row in rows),
         spread(row.test_bleu for row in rows),
         spread((row.above_control for row in rows), sign="+"),
-        " ".join(f"{row.p_value:.3f}" for row in rows if row.p_value is not None),
+        by_seed(row.p_value for row in rows),
         spread(row.test_bleu_at_lenpen_1 for row in rows),
         spread((row.above_control_at_lenpen_1 for row in rows), sign="+"),
-        " ".join(f"{row.p_value_at_lenpen_1:.3f}" for row in rows if row.p_value_at_lenpen_1 is not None),
+        by_seed(row.p_value_at_lenpen_1 for row in rows),
         spread((row.test_bp for row in rows), 3),
         spread((row.valid_bp_at_lenpen_1 for row in rows), 3),
         "/".join(f"{mean(column):.1f}" for column in precisions),
         spread(row.test_detok_bleu for row in rows),
         spread((row.hours for row in rows), 2),
     ]
+
+
+def by_seed(values: Iterable[float | None]) -> str:
+    """Every value, - where one is not known; nothing if none is."""
+    shown = ["-" if value is None else f"{value:.3f}" for value in values]
+    return "" if set(shown) == {"-"} else " ".join(shown)
 
 
 def spread(values: Iterable[float | None], digits: int = 2, sign: str = "") -> str:

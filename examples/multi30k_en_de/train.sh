@@ -14,7 +14,8 @@
 #                      with what finetuning/pretrained attends, and what is fine-tuned from it
 #   MODEL=lstm         or transformer (attention_paper is an LSTM always)
 #   EPOCHS=10          of training, 32 of a Transformer, 13 in attention_paper; the one with the best
-#                      validation loss is taken
+#                      validation loss is taken.  On several devices an epoch has fewer updates: give
+#                      --total-num-update, in which the learning rate falls to 0
 #   UPDATES=800        of fine-tuning; the last one is taken
 #   PRETRAINED=file    fine-tune from this checkpoint
 #   RUN=folder         where everything goes
@@ -49,10 +50,11 @@ case $MODEL in # both train on two CPU cores
     ;;
   *) fail "MODEL is lstm or transformer, got $MODEL" ;;
 esac
+scheduled=$((per_epoch * epochs))
 if [ "$BPE_MERGES" -gt 0 ]; then small+=(--share-all-embeddings); fi # words: a dictionary for each language
 from_scratch+=(
   --criterion label_smoothed_cross_entropy --label-smoothing 0.1
-  --optimizer adam --lr-scheduler polynomial_decay --total-num-update $((per_epoch * epochs))
+  --optimizer adam --lr-scheduler polynomial_decay --total-num-update "$scheduled"
   --clip-norm 1 --max-epoch "$epochs"
 )
 
@@ -94,12 +96,23 @@ esac
 options="${model[*]} ${training[*]} $*"
 if [ -n "${start[*]}" ]; then options+=" from $(sha256sum < "${start[1]}" | cut -c 1-12)"; fi
 mkdir -p "$folder"
-[ -e "$folder/options" ] || echo "$options" > "$folder/options"
+if [ ! -e "$folder/options" ]; then
+  ! compgen -G "$folder/*.pt" > /dev/null || fail "$folder has a model, but not the file options: remove the folder"
+  echo "$options" > "$folder/options"
+fi
 [ "$(cat "$folder/options")" = "$options" ] ||
-  fail "$folder was trained with other options (see the file options in it): remove it or choose another name"
+  fail "$folder was trained with other options (see the file options in it): remove the folder or choose another name"
 [ ! -e "$folder/model.pt" ] || { echo "-- train $name: done before" && exit; }
+if type -P flock > /dev/null; then # fairseq-train outlives this script if it alone is killed
+  exec 9> "$folder/lock"
+  flock --nonblock 9 || fail "$folder is being trained by another process"
+fi
 
 echo "-- train $name, log in $folder/train.log"
+if [[ $name =~ ^(attention/|finetuning/pretrained$) ]] && [ "$BPE_MERGES $TRAIN_PAIRS" != "4000 29000" ]; then
+  echo "   the learning rate is 0 after $scheduled updates, $epochs epochs of all pairs with 4,000 merges: for others,"
+  echo "   give --total-num-update"
+fi
 git -C "$root" describe --always --dirty > "$folder/commit" 2> /dev/null || echo unknown > "$folder/commit"
 trap 'echo "$SECONDS" >> "$folder/seconds"' EXIT # a line for each time it was started
 logged "$folder/train.log" fairseq-train "$RUN/data-bin" \

@@ -6,6 +6,7 @@ A is the SOFT top-k indicator of the attention scores f over the real source pos
 comes from the solver's exponent, so that a weight may be as small as it likes.
 """
 
+import logging
 import math
 from argparse import Namespace
 from collections.abc import Callable
@@ -22,7 +23,10 @@ from ..ops import log_soft_topk
 from ..options import with_help
 from ..schedules import SCHEDULES, Schedule
 
+logger = logging.getLogger(__name__)
+
 RELAXATIONS = ("soft_topk", "softmax", "hard_topk", "sparsemax", "entmax15")
+WITH_K = ("soft_topk", "hard_topk")
 FROM_ENTMAX = ("sparsemax", "entmax15")
 # Not the operator's "batch_max": a translation must not depend on what it is batched with.
 SCALES = ("none", "max")
@@ -57,8 +61,8 @@ class RelaxationConfig(FairseqDataclass):
 class Relaxation(nn.Module):
     """Attention weights of attention scores.
 
-    Its epsilon is that of the number of updates that the model has been trained for, which is saved in
-    checkpoints, so that a model translates with the epsilon that it was trained with last.
+    Its epsilon is that of the model's last update, whose number is saved in checkpoints, so that a model
+    translates with the epsilon that it was trained with last.
 
     Args:
         kind: one of :data:`RELAXATIONS`.
@@ -119,9 +123,17 @@ class Relaxation(nn.Module):
             given.attention_epsilon_updates,
             kind,
         )
-        return cls(
+        relaxation = cls(
             str(given.attention_relaxation), given.attention_top_k, epsilon, str(given.attention_cost_scale)
         )
+        for name, has_effect in (
+            ("attention_top_k", relaxation.kind in WITH_K),
+            ("attention_epsilon", relaxation.kind == "soft_topk"),
+        ):
+            if not has_effect and getattr(given, name) != getattr(RelaxationConfig, name):
+                option = f"--{name.replace('_', '-')}"
+                logger.warning("%s has no effect with --attention-relaxation %s", option, relaxation.kind)
+        return relaxation
 
     @property
     def epsilon(self) -> float:
@@ -132,8 +144,8 @@ class Relaxation(nn.Module):
         """Weights that sum to 1 over the last dimension, float32 or wider.
 
         Args:
-            scores: (..., srclen), ``-inf`` at padding, where the weight is 0.  What is not finite becomes NaN,
-                as a softmax has it.
+            scores: (..., srclen), ``-inf`` at padding, where the weight is 0.  Where another is not finite, or
+                all are padding, the weights are NaN, as a softmax has it.
         """
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if self.kind == "soft_topk":
@@ -157,19 +169,21 @@ class Relaxation(nn.Module):
         return log_weights.where(choice, 0.0)
 
     def _from_entmax(self, scores: Tensor) -> Tensor:
+        best = scores.detach().amax(-1, keepdim=True)
+        valid = best.isfinite()  # what is not would end both in an index out of range, for all rows
         # Both give what is 2 below the best a weight of exactly 0; -inf would become NaN.
-        scores = scores - scores.detach().amax(-1, keepdim=True)
+        scores = (scores - best).masked_fill(scores == -math.inf, -4.0).where(valid, 0.0)
         transform: Callable[..., Tensor] = getattr(import_module("entmax"), self.kind)
-        return transform(scores.masked_fill(scores == -math.inf, -4.0), dim=-1)
+        return transform(scores, dim=-1).where(valid, math.nan)
 
     # fairseq calls the next one before every update, and the last one on what it loads.
 
     def set_num_updates(self, num_updates: int) -> None:
-        """Sets the number of updates that the model has been trained for."""
+        """Sets the number of the update that follows, counted from 0."""
         self.num_updates = num_updates
 
     def get_extra_state(self) -> Tensor:
-        """The number of updates, as floating point, so that fairseq can average it as it does parameters."""
+        """The number of the last update, as floating point, so that fairseq averages it like parameters."""
         return torch.tensor(float(self.num_updates))
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -182,4 +196,9 @@ class Relaxation(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
-        return f"{self.kind}, k={self.k}, epsilon={self.epsilon:g}, cost_scale={self.cost_scale}"
+        shown = self.kind
+        if self.kind in WITH_K:
+            shown += f", k={self.k}"
+        if self.kind == "soft_topk":
+            shown += f", epsilon={self.epsilon:g}, cost_scale={self.cost_scale}"
+        return shown

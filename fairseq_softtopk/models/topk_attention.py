@@ -79,8 +79,14 @@ class TopKAttentionModel(LSTMModel):
         options = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else vars(cfg)
         args = Namespace(**{k: v for k, v in options.items() if v is not None})
         name = getattr(args, "_name", "topk_attention")
-        if name != "topk_attention" and not hasattr(args, "encoder_hidden_size"):
-            raise ValueError(f"presets are for the command line, got {name}: under Hydra, spell out its sizes")
+        sizes = Namespace()
+        base_architecture(sizes)
+        missing = [key for key, value in vars(sizes).items() if value is not None and not hasattr(args, key)]
+        if name != "topk_attention" and missing:
+            raise ValueError(
+                f"presets are for the command line, got {name} without {missing[0]}: under Hydra, spell out "
+                "its options with the name topk_attention"
+            )
         args.criterion = getattr(args, "criterion_name", None)  # LSTMModel looks for adaptive_loss
         relaxation, score = Relaxation.from_args(args), str(getattr(args, "attention_score", "general"))
         if score not in SCORES:

@@ -6,10 +6,12 @@ import json
 import math
 import os
 import random
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from collections import Counter
 from importlib.metadata import distributions
@@ -124,6 +126,7 @@ def test_a_transformer_is_fine_tuned(multi30k, tmp_path):
     assert read_settings(model)["optimization"]["lr"] == [1e-4]
     done = bash("train.sh", "finetuning/control", RUN=tmp_path / "other", MODEL="cnn")
     fails_with(done, "MODEL is lstm or transformer, got cnn")
+    assert not list((tmp_path / "other").iterdir())  # what failed does not bind the next call
 
 
 def test_fine_tuning_attends_as_its_checkpoint_does(tmp_path):
@@ -236,6 +239,9 @@ def a_second_run_does_nothing(run, settings):
 def other_settings_are_refused(run, settings):
     done = bash("run.sh", "--small", **{**settings, "BPE_MERGES": 100})
     fails_with(done, "was made with other settings (BPE_MERGES=200 TRAIN_PAIRS=200")
+    data = {"RUN": run, "BPE_MERGES": 200, "TRAIN_PAIRS": 200, "HELD_OUT": 20}
+    done = bash("evaluate.sh", "finetuning/control/seed1", **data, LENPENS="1 3")
+    fails_with(done, "was made with other settings (LENPENS=1 2)")
     small = {"RUN": run, "BPE_MERGES": 200, "TRAIN_PAIRS": 200, "HELD_OUT": 20, "LENPENS": "1 2"}
     done = bash("train.sh", "finetuning/control/seed1", "--teacher-forcing-ratio", "0.5", "--seed", 1, **small)
     fails_with(done, "control/seed1 was trained with other options")
@@ -254,6 +260,25 @@ def what_is_fine_tuned_is_known_by_its_contents(run, settings):
     assert done.returncode == 0 and done.stdout.rstrip().endswith("done before"), done.stderr
     done = bash(*command, **small, PRETRAINED=models / "soft_beam" / "seed1" / "model.pt")
     fails_with(done, "control/seed1 was trained with other options")
+
+    control = models / "control" / "seed1"
+    options = (control / "options").read_text()
+    (control / "options").unlink()
+    fails_with(
+        bash(*command, **small), "control/seed1 has a model, but not the file options: remove the folder"
+    )
+    (control / "options").write_text(re.sub(" from .*", " from another", options))
+    done = bash("run.sh", "--small", **settings | {"SYSTEMS": "soft_beam"})
+    assert done.returncode != 0
+    assert "soft_beam/seed1 was not fine-tuned from the same checkpoint as control/seed1" in done.stderr
+    (control / "options").write_text(options)
+    (control / "test.txt").touch()
+    control.rename(models / "kept")
+    done = bash("run.sh", "--small", **settings | {"SYSTEMS": "soft_beam"})
+    assert "run.sh: soft_beam/seed1 has no control/seed1 to compare with" in done.stderr
+    (models / "kept").rename(control)
+    done = bash("run.sh", "--small", **settings | {"SYSTEMS": "soft_beam"})
+    assert "-- compare soft_beam/seed1/test.txt with that of control/seed1" in done.stdout, done.stderr
 
 
 def an_unfinished_system_does_not_keep_the_others_from_the_table(run, settings):
@@ -376,6 +401,36 @@ def test_an_empty_file_is_named(copied, tmp_path):
 )
 def test_bad_arguments_end_in_one_line(script, arguments, settings, message, tmp_path):
     fails_with(bash(script, *arguments, RUN=tmp_path / "run", **settings), message)
+
+
+TRAIN = """#!/usr/bin/env bash
+touch "$RUN/started"
+while [ ! -e "$RUN/go" ]; do sleep 0.1; done
+while [ "$1" != --save-dir ]; do shift; done
+touch "$2/checkpoint_best.pt"
+"""
+
+
+def test_a_folder_is_not_trained_twice_at_a_time_and_other_data_are_told_of_the_schedule(tmp_path):
+    run, stub = tmp_path / "run", tmp_path / "stubs" / "fairseq-train"
+    stub.parent.mkdir()
+    stub.write_text(TRAIN)
+    stub.chmod(0o755)
+    settings = {"RUN": run, "TRAIN_PAIRS": 100, "PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", str(RECIPE / "train.sh"), "attention/softmax"]
+    environment = {**os.environ, **{name: str(value) for name, value in settings.items()}}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as first:
+        while not (run / "started").exists():
+            time.sleep(0.1)
+            assert first.poll() is None
+        fails_with(
+            bash("train.sh", "attention/softmax", **settings), "softmax is being trained by another process"
+        )
+        (run / "go").touch()
+        assert "the learning rate is 0 after 5240 updates" in first.communicate(timeout=60)[0]
+    assert first.returncode == 0
+    done = bash("train.sh", "attention/softmax", **settings)
+    assert done.returncode == 0 and done.stdout == "-- train attention/softmax: done before\n"
 
 
 STUB = """#!/usr/bin/env bash
@@ -581,6 +636,14 @@ def test_the_table_has_mean_and_spread_and_leaves_out_what_is_not_finished(tmp_p
         "35.50 (35.00 to 36.00)", "1.00 (1.00 to 1.00)",
     ]  # fmt: skip
     assert len((tmp_path / "results.tsv").read_text().splitlines()) == 5
+
+
+def test_a_p_value_that_is_not_known_keeps_its_seed(tmp_path):
+    for seed in (1, 2):
+        write_scores(tmp_path / "control" / f"seed{seed}", {"1": 32.0, "1.5": 33.0}, 34.0)
+        write_scores(tmp_path / "beam" / f"seed{seed}", {"1": 32.0, "1.5": 33.0}, 35.0, [None, 0.25][seed - 1])
+    row = python("table.py", "write", tmp_path).stdout.decode().splitlines()[3].split("|")
+    assert row[2].strip() == "1 2" and row[8].strip() == "- 0.250"
 
 
 def test_scores_of_different_kinds_are_not_tabulated(tmp_path):

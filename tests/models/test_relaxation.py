@@ -34,12 +34,15 @@ def test_the_scale_of_the_cost_is_that_of_a_target_position():
     torch.testing.assert_close(Relaxation("soft_topk", 2, 0.3, "max")(scores)[1:2, :, :4], alone)
 
 
-@pytest.mark.parametrize("kind", ["soft_topk", "softmax"])
-@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", RELAXATIONS)
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, "all padding"])
 def test_a_score_that_overflowed_is_nan_in_its_own_row(kind, wrong):
     scores = torch.randn(3, 1, 9)
     expected = Relaxation(kind, 3)(scores)
-    scores[1, 0, 4] = wrong
+    if wrong == "all padding":
+        scores[1] = -math.inf
+    else:
+        scores[1, 0, 4] = wrong
     weights = Relaxation(kind, 3)(scores)
     assert weights[1].isnan().any()
     torch.testing.assert_close(weights[::2], expected[::2])
@@ -166,3 +169,20 @@ def test_says_which_package_is_missing(monkeypatch):
     monkeypatch.setattr("fairseq_softtopk.models.relaxation.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="--attention-relaxation entmax15 needs the package entmax"):
         Relaxation("entmax15")
+
+
+@pytest.mark.parametrize(
+    "kind, unused",
+    [("soft_topk", 0), ("hard_topk", 1), ("softmax", 2), ("sparsemax", 2), ("entmax15", 2)],
+)
+def test_options_without_effect_are_warned_of(kind, unused, caplog):
+    Relaxation.from_args(Namespace(attention_relaxation=kind))
+    assert not caplog.messages
+    relaxation = Relaxation.from_args(
+        Namespace(attention_relaxation=kind, attention_top_k=3, attention_epsilon=0.5)
+    )
+    ignored = ["--attention-top-k", "--attention-epsilon"][2 - unused :]
+    assert [message.split()[0] for message in caplog.messages] == ignored
+    assert all(f"no effect with --attention-relaxation {kind}" in message for message in caplog.messages)
+    shown = [name for name in ("k=3", "epsilon=0.5") if name in repr(relaxation)]
+    assert len(shown) == 2 - unused
