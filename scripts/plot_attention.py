@@ -19,8 +19,6 @@ from typing import NamedTuple
 
 import torch
 
-PLUGIN = Path(__file__).parents[1] / "fairseq_softtopk"
-
 
 class Translation(NamedTuple):
     """What a model wrote, and what it looked at.
@@ -67,9 +65,9 @@ def translate(
 ) -> Translation:
     """The best hypothesis of a beam search with 5 beams."""
     from fairseq import checkpoint_utils
-    from fairseq.utils import import_user_module
 
-    import_user_module(Namespace(user_dir=str(PLUGIN)))
+    import fairseq_softtopk.plugin  # noqa: F401  the architectures
+
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], {"data": str(data)})
     language = cfg.task.source_lang or task.cfg.source_lang
     line = split(sentence, language, codes, tokenized, escape, lowercase)
