@@ -27,7 +27,8 @@ def sentence_bleu(
         ref_lengths: (bsz,), how many tokens count.
         dtype: of the result.
         brevity_smoothing: how many tokens longer the reference is to the brevity penalty. The smoothing of the
-            n-gram counts favours short hypotheses; 1 is the cure of Nakov et al. (2012).
+            n-gram counts favours short hypotheses; 1 is the cure of Nakov et al. (2012). It is a third of the
+            reference at most, or one of one or two tokens would be worth more with a wrong token behind it.
 
     Returns:
         (bsz, M); 0 without a token of the reference, 1 if both are empty.
@@ -48,7 +49,7 @@ def sentence_bleu(
         smoothing = 0 if n == 1 else 1
         total = (lengths - n + 1).clamp(min=0) + smoothing
         log_precision += torch.log((matches + smoothing).to(dtype) / total.clamp(min=1)) / ORDER
-    wanted = (ref_lengths + brevity_smoothing).to(dtype).unsqueeze(1)
+    wanted = (ref_lengths + (ref_lengths / 3).clamp(max=brevity_smoothing)).to(dtype).unsqueeze(1)
     brevity = (1 - wanted / lengths.clamp(min=1)).clamp(max=0)
     bleu = torch.exp(log_precision + brevity)
     both_empty = ref_lengths.unsqueeze(1) == 0

@@ -75,8 +75,7 @@ class ScoreGradBound:
     def _clip(self, grad: Tensor, live: Tensor, rows: Tensor) -> Tensor:
         assert self._unit is not None
         unit = self._unit[rows]
-        wide = grad.detach().to(torch.promote_types(grad.dtype, torch.float32))
-        norm: Tensor = wide.norm(dim=-1, keepdim=True)  # (sentences, 1)
+        norm: Tensor = grad.detach().double().norm(dim=-1, keepdim=True)  # (sentences, 1)
         limit = self.bound * unit
         over = norm > limit if self.bound > 0 else torch.zeros_like(norm, dtype=torch.bool)
         relative = (norm / unit.clamp(min=torch.finfo(norm.dtype).tiny)).squeeze(-1)

@@ -60,7 +60,8 @@ class BeamStats(NamedTuple):
         gold_tokens: how many of them were looked at.
         gold_on_beam: sentences whose gold prefix is one of the beams before the last gold token.
         sentences: how many sentences there were.
-        bleu: sentence BLEU of the best finished hypotheses, in [0, 1]; 0 unless the objective is ``"risk"``.
+        bleu: sentence BLEU of the best finished hypotheses, in [0, 1], without brevity smoothing; 0 unless the
+            objective is ``"risk"``.
         score_grad: filled in during the backward pass.
     """
 
@@ -160,7 +161,7 @@ def expected_risk(
         config: M, the temperature (in nats per token), and what the BLEU is of.
 
     Returns:
-        The losses (bsz,), and the BLEU of each sentence's best hypothesis.
+        The losses (bsz,), and the BLEU of each sentence's best hypothesis, without brevity smoothing.
     """
     steps = torch.cat([torch.full_like(record.finished[0], step) for step, record in enumerate(trace)]).long()
     beams = torch.cat([torch.arange(record.finished.size(1), device=gold.device) for record in trace])
@@ -177,11 +178,12 @@ def expected_risk(
         if config.words is not None:
             written, reference = config.words(*written), config.words(*reference)
         bleu = sentence_bleu(*written, *reference, scores.dtype, config.brevity_smoothing)
+        of_best = sentence_bleu(written[0][:, :1], written[1][:, :1], *reference, scores.dtype)[:, 0]
         repeated = repeated.gather(1, kept)  # where there are fewer than M
     probabilities = torch.softmax(
         scores.gather(1, best).masked_fill(repeated, -math.inf) / config.temperature, dim=1
     )
-    return lengths * (probabilities * (1 - bleu)).sum(1), bleu[:, 0]
+    return lengths * (probabilities * (1 - bleu)).sum(1), of_best
 
 
 def _repeated(tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ class WordJoiner(nn.Module):
     """Joins pieces to words, as fairseq's ``--post-process`` does with text; equal words have equal numbers.
 
     A word of characters ``c_0 c_1 ...`` is the number ``sum_i ord(c_i) BASE^i`` modulo 2^64, whichever pieces
-    it is made of.  The token -1, which no other equals, makes a word that no other equals.  A "▁" before the
-    start of a word is an empty word.
+    it is made of.  The token -1, which no other equals, makes a word that no other equals, and is joined to
+    others like a piece without a mark.  A "▁" before the start of a word is an empty word.
 
     Args:
         symbols: text of each token.
@@ -52,7 +52,9 @@ class WordJoiner(nn.Module):
         self.register_buffer("numbers", torch.tensor([_signed(n) for n in numbers]), persistent=False)
         self.register_buffer("chars", torch.tensor([len(text) for text in texts] + [1]), persistent=False)
         self.register_buffer("continued", torch.tensor([*continued, False]), persistent=False)
-        self.register_buffer("continues", torch.tensor([*continues, False]), persistent=False)
+        self.register_buffer(
+            "continues", torch.tensor([*continues, post_process == "sentencepiece"]), persistent=False
+        )
         self.numbers: Tensor
         self.chars: Tensor
         self.continued: Tensor

@@ -53,22 +53,22 @@ BROKEN = "the model has diverged, or its checkpoint or input is broken"
 # A beam whose largest part is smaller than this is an average of the vocabulary.
 LOW_SHARPNESS = 0.25
 
-# What has no effect where an option has a certain value, and what it must be left at.
-WITHOUT_EFFECT: dict[tuple[str, str], dict[str, str | float | None]] = {
-    ("soft_beam_objective", "gold"): {
-        "soft_beam_post_process": "auto",
-        "soft_beam_brevity_smoothing": None,
-        "soft_beam_hypotheses": 20,
-        "soft_beam_temperature": 0.1,
-    },
-    ("soft_beam_objective", "risk"): {"soft_beam_eos_weight": 1.0},
-    ("teacher_forcing_ratio_schedule", "constant"): {"teacher_forcing_ratio_end": 0.0},
-    ("soft_beam_epsilon_schedule", "constant"): {"soft_beam_epsilon_end": 0.001},
-    ("soft_beam_relaxation", "hard"): {
-        "soft_beam_cost_scale": "none",
-        "soft_beam_detach": "nothing",
-        "soft_beam_backward_epsilon": 0,
-    },
+# What has no effect where an option has a certain value, and must be left at its default.
+WITHOUT_EFFECT: dict[tuple[str, str], tuple[str, ...]] = {
+    ("soft_beam_objective", "gold"): (
+        "soft_beam_post_process",
+        "soft_beam_brevity_smoothing",
+        "soft_beam_hypotheses",
+        "soft_beam_temperature",
+    ),
+    ("soft_beam_objective", "risk"): ("soft_beam_eos_weight",),
+    ("teacher_forcing_ratio_schedule", "constant"): ("teacher_forcing_ratio_end",),
+    ("soft_beam_epsilon_schedule", "constant"): ("soft_beam_epsilon_end",),
+    ("soft_beam_relaxation", "hard"): (
+        "soft_beam_cost_scale",
+        "soft_beam_detach",
+        "soft_beam_backward_epsilon",
+    ),
 }
 
 
@@ -135,7 +135,8 @@ class SoftBeamConfig(FairseqDataclass):
     soft_beam_brevity_smoothing: Optional[float] = with_help(
         None,
         "words or tokens by which a reference counts as longer in the brevity penalty of the risk's BLEU, at "
-        "least 0; against outputs that become shorter. By itself 1 if pieces are joined to words, else 0",
+        "least 0, and at most a third of it counts; against outputs that become shorter. By itself 1 if pieces "
+        "are joined to words, else 0",
     )
     soft_beam_score_grad_clip: float = with_help(
         0.01,
@@ -246,8 +247,8 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
         "be 0 or at least 2 with --soft-beam-objective risk, which compares hypotheses",
     )
     for (option, choice), others in WITHOUT_EFFECT.items():
-        for other, neutral in others.items() if str(getattr(cfg, option)) == choice else ():
-            value = getattr(cfg, other)
+        for other in others if str(getattr(cfg, option)) == choice else ():
+            value, neutral = getattr(cfg, other), getattr(SoftBeamConfig, other)
             value = value if isinstance(value, int | float | None) else str(value)
             unset = "left out" if neutral is None else neutral
             require(value == neutral, other, f"be {unset} with --{option.replace('_', '-')} {choice}")

@@ -109,6 +109,15 @@ def prepare(
     return Problem(scores, weight, unit, number, counts, isinstance(epsilon, Tensor))
 
 
+def in_order(scores: Tensor, dim: int, largest: bool) -> Tensor:
+    """The user's scores (..., n), without gradient, the largest to be selected: what ``hard`` selects from.
+
+    Those of a :class:`Problem` may have lost an order to their unit, where that is huge.
+    """
+    scores = scores.detach().movedim(dim, -1)
+    return scores if largest else -scores
+
+
 def distances(scores: Tensor, origin: Tensor) -> Tensor:
     """``x_i - origin``, (..., n), finite, and 0 at masked entries."""
     largest = torch.finfo(scores.dtype).max
@@ -281,7 +290,7 @@ def check_contents(scores: Tensor, k: Tensor | int) -> NoReturn:
             "mask with -inf when largest=True, with +inf when largest=False"
         )
     left = (scores != -math.inf).sum(-1, keepdim=True)
-    wanted = torch.as_tensor(k).expand_as(left)
+    wanted = torch.as_tensor(k, device=left.device).expand_as(left)
     missing = left < wanted
     raise ValueError(
         f"k = {int(wanted[missing][0])} elements to select, but the mask leaves only {int(left[missing][0])}"

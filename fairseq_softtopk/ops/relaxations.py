@@ -179,7 +179,7 @@ def sinkhorn_sort(
     largest_score = x.detach().abs().amax(-1, keepdim=True)
     spread = centred.detach().abs().amax(-1, keepdim=True)
     equal = spread <= 4 * torch.finfo(x.dtype).eps * largest_score
-    centred = centred.masked_fill(equal, 0.0)
+    centred = (centred / spread.masked_fill(equal, 1.0)).masked_fill(equal, 0.0)  # squares stay in range
     deviation = centred.square().mean(-1, keepdim=True).masked_fill(equal, 1.0).sqrt()
     squashed = torch.sigmoid(centred / deviation)
     targets = torch.linspace(1, 0, n, dtype=x.dtype, device=x.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .problem import prepare, whole
+from .problem import in_order, prepare, whole
 from .ranks import rank_weights
 from .threshold import threshold
 from .transport import plan_by_sinkhorn
@@ -80,6 +80,6 @@ def sorted_soft_topk(
     else:
         weights = plan_by_sinkhorn(problem, k + 1, largest, solver, max_iter, tol)[..., :k]
     if hard:
-        order = problem.scores.detach().topk(k).indices.unsqueeze(-2)
+        order = in_order(scores, dim, largest).to(dtype).topk(k).indices.unsqueeze(-2)
         weights = torch.zeros_like(weights).scatter(-2, order, 1.0) + (weights - weights.detach())
     return weights.to(scores.dtype)

@@ -135,7 +135,8 @@ class _Threshold(torch.autograd.Function):
             for_scores = (incoming - pulled / total) * variance * (2 / epsilon)
         else:  # the same, in little memory
             mean = (variance * for_weights).sum(-1, keepdim=True) / total
-            for_scores = (for_weights - mean).mul_(variance).mul_(odds * (2 / epsilon))
+            slope = (odds * (2 / epsilon)).clamp(max=torch.finfo(variance.dtype).max)
+            for_scores = (for_weights - mean).mul_(variance).mul_(slope)
         for_epsilon = None
         if scores is not None:
             # dz_i = -z_i depsilon / epsilon; the sum over the dimensions that epsilon was broadcast along

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .problem import Problem, prepare
+from .problem import Problem, in_order, prepare
 from .threshold import threshold
 from .transport import plan_by_sinkhorn
 
@@ -50,7 +50,8 @@ def soft_topk(
         largest: select the largest scores, or the smallest.
         hard: return the 0/1 indicator itself, with the ties of ``torch.topk`` (in any order with a
             tensor of k), and the gradient of the soft weights (straight-through).
-        cost_scale: ``"none"``: the result does not change when a constant is added to the scores;
+        cost_scale: ``"none"``: the result does not change when a constant is added to the scores (Sinkhorn's
+            solvers, as the paper's code, round the cost of a large one);
             ``"max"``: divide C by its maximum over each problem, so that epsilon has no unit;
             ``"batch_max"``: by its maximum over the whole batch, as the paper's code does, which
             makes every row depend on the others (``torch.vmap`` shows it one problem at a time).  The scale is
@@ -63,7 +64,8 @@ def soft_topk(
             the last place for Newton's method; for Sinkhorn's it takes all its steps, and is content with 1e-3.
 
     Returns:
-        Weights in [0, 1], of the shape and dtype of ``scores``; they sum to k along ``dim``.
+        Weights in [0, 1], of the shape and dtype of ``scores``; they sum to k along ``dim``.  (Where Sinkhorn's
+        solvers warn, what is off by the residual they may exceed 1 by.)
 
     Raises:
         ValueError: if an argument is out of range, scores hold NaN or the opposite infinity, or
@@ -86,7 +88,7 @@ def soft_topk(
     else:
         weights = plan_by_sinkhorn(problem, 2, largest, solver, max_iter, tol)[..., 0]
     if hard:
-        weights = _selected(problem) + (weights - weights.detach())
+        weights = _selected(in_order(scores, dim, largest).to(dtype), problem) + (weights - weights.detach())
     return weights.to(scores.dtype).movedim(-1, dim)
 
 
@@ -104,7 +106,8 @@ def log_soft_topk(
     """The logarithm of :func:`soft_topk`, accurate where the weight itself underflows to 0.
 
     Takes the arguments of :func:`soft_topk` except ``hard`` and ``solver``, raises what it raises, and
-    returns ``ln A`` (nats), the log-sigmoid of the solver's exponent; ``-inf`` at masked entries.
+    returns ``ln A`` (nats), the log-sigmoid of the solver's exponent; ``-inf``, with gradient 0, at masked
+    entries and where k is 0.
     """
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
     problem = prepare(scores, k, 2, epsilon, dim, largest, cost_scale, "newton", max_iter, tol, dtype)
@@ -115,12 +118,13 @@ def log_soft_topk(
     exponent = (
         problem.slopes(solution.origin).masked_fill(~alive | solution.shift.isinf(), 0.0) + solution.shift
     )
-    return F.logsigmoid(exponent).masked_fill(~alive, -math.inf).to(scores.dtype).movedim(-1, dim)
+    never = ~alive | (solution.shift == -math.inf)  # masked, or nothing is selected: no gradient either
+    return F.logsigmoid(exponent).masked_fill(never, -math.inf).to(scores.dtype).movedim(-1, dim)
 
 
-def _selected(problem: Problem) -> Tensor:
-    """The hard indicator (..., n)."""
-    scores, counts = problem.scores.detach(), problem.counts
+def _selected(scores: Tensor, problem: Problem) -> Tensor:
+    """The hard indicator (..., n) of the scores of a problem."""
+    counts = problem.counts
     if counts is None:
         return torch.zeros_like(scores).scatter(-1, scores.topk(problem.k).indices, 1.0)
     order = scores.topk(scores.size(-1)).indices

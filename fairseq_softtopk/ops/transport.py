@@ -78,7 +78,8 @@ def solve_transport(
         P \mathbf 1 = r, \; P^\top \mathbf 1 = c.
 
     The plan is differentiable in the cost, the marginals and epsilon, by implicit differentiation (paper,
-    Theorem 3), to any order.  The potentials and what follows them are not.
+    Theorem 3), to any order; a marginal of 0 has the gradient 0, not that of its one side.  The potentials and
+    what follows them are not differentiable.
 
     Args:
         cost: C, (..., n, m), finite; meant for few columns, as Newton's method inverts m x m matrices.
@@ -317,7 +318,7 @@ def _(
     accepted: float,
     selecting: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    iterations = torch.empty((), dtype=torch.long)
+    iterations = torch.empty((), dtype=torch.long, device="cpu")
     plan, zeta = logits.new_empty(logits.shape), col_mass.new_empty(col_mass.shape)
     return plan, zeta, logits.new_empty(logits.shape[:-2]), iterations
 
@@ -351,7 +352,7 @@ def _solve(
     residual = torch.maximum(_residual(plan.sum(-1), row_mass), _residual(plan.sum(-2), col_mass))
     if residual.numel() and watched(residual) and not float(residual.max()) <= accepted:
         warn_residual(float(residual.max()), iterations)
-    return plan, zeta, residual, torch.tensor(iterations)
+    return plan, zeta, residual, torch.tensor(iterations, device="cpu")
 
 
 def _check(logits: Tensor, row_mass: Tensor, col_mass: Tensor, epsilon: Tensor, selecting: bool) -> None:
@@ -360,7 +361,8 @@ def _check(logits: Tensor, row_mass: Tensor, col_mass: Tensor, epsilon: Tensor, 
     total, other = row_mass.sum(-1), col_mass.sum(-1)
     same = (total - other).abs() <= SAME_SUM * total
     # A comparison with NaN is false.
-    fine = same & (row_mass >= 0).all(-1) & (col_mass >= 0).all(-1) & (logits.abs() < math.inf).all((-1, -2))
+    bounded = logits.amax((-1, -2)) - logits.amin((-1, -2)) < math.inf
+    fine = same & (row_mass >= 0).all(-1) & (col_mass >= 0).all(-1) & bounded
 
     def complain() -> NoReturn:
         if selecting:
@@ -377,8 +379,8 @@ def _check(logits: Tensor, row_mass: Tensor, col_mass: Tensor, epsilon: Tensor, 
                     f"+inf if largest=False), or their cost overflows {logits.dtype}"
                 )
             check_contents(scores, wanted.long())
-        if not bool((logits.abs() < math.inf).all()):
-            raise ValueError("the cost must be finite, and so must cost / epsilon")
+        if not bool(bounded.all()):
+            raise ValueError("the cost must be finite, and so must the differences of cost / epsilon")
         for name, mass in (("row", row_mass), ("column", col_mass)):
             if not bool((mass >= 0).all()):
                 raise ValueError(

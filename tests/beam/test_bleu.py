@@ -38,6 +38,20 @@ def test_brevity_smoothing_lengthens_the_reference_in_the_brevity_penalty_only()
     )
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 12, 30])
+def test_with_brevity_smoothing_nothing_is_worth_more_than_the_reference(size):
+    """One word more or less, and what a smoothing of more than a third of a short one would make of it."""
+    reference = torch.arange(size)[None]
+    hypotheses = torch.cat([reference, torch.tensor([[99]])], dim=1)[:, None].expand(1, 3, -1)
+    lengths = torch.tensor([[size, size + 1, size - 1]])
+    for smoothing in (0.0, 0.5, 1.0):
+        exact, longer, shorter = sentence_bleu(
+            hypotheses, lengths, reference, torch.tensor([size]), torch.float64, smoothing
+        )[0].tolist()
+        assert exact > longer and exact > shorter
+        assert exact == pytest.approx(math.exp(-min(smoothing, size / 3) / size))
+
+
 def test_equals_sacrebleu_with_its_add_k_smoothing():
     """sacrebleu adds 1 to the counts of n > 1, as BLEU+1 does."""
     words = ["the", "a", "cat", "dog", "sat", "on", "mat", "big"]

@@ -31,6 +31,18 @@ def test_the_norm_is_at_most_the_bound_times_the_gradient_of_the_loss(weights):
     assert float(stats.norm) == pytest.approx(10.05)
 
 
+def test_a_gradient_whose_square_overflows_is_cut_like_others():
+    watcher = ScoreGradBound(0.5, torch.device("cpu"))
+    scores = torch.zeros(1, 2, requires_grad=True)
+    loss = (watcher.watch(scores, torch.tensor([True]), torch.tensor([0])) * torch.tensor([[3e19, 4e19]])).sum(
+        1
+    )
+    watcher.take_unit(loss)
+    loss.sum().backward()
+    torch.testing.assert_close(scores.grad, torch.tensor([[0.3, 0.4]]))
+    assert float(watcher.stats.norm) == pytest.approx(5e19)
+
+
 def test_sentences_may_be_some_of_the_batch_in_any_order():
     weights = torch.tensor([0.2, 8, 1e-3]).double()
     got, _ = backward(0.5, INCOMING, weights, rows=(2, 0, 1))

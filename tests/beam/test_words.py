@@ -41,6 +41,18 @@ def test_what_no_token_equals_makes_a_word_that_no_word_equals():
     assert words[0, 0, 0] not in words[0, 1] and words[0, 0, 1] == words[0, 1, 1]
 
 
+def test_an_unknown_piece_is_joined_like_others_where_only_the_start_of_a_word_is_marked():
+    """As in the text that fairseq makes of the pieces, where <unk> has no mark."""
+    symbols = ["▁na", "▁cat", "ve", "▁", "<unk>"]
+    joiner = WordJoiner(symbols, "sentencepiece")
+    tokens = torch.tensor([[0, 4, 2, 1], [1, 3, 4, 1], [4, 2, 1, 1]])
+    words, counts = joiner(tokens.masked_fill(tokens == 4, -1), torch.full((3,), 4))
+    texts = (" ".join(symbols[token] for token in row) for row in tokens.tolist())
+    assert counts.tolist() == [len(post_process(text, "sentencepiece").split()) for text in texts]
+    unknown = {words[0, 0].item(), words[1, 1].item(), words[2, 0].item()}
+    assert len(unknown) == 3 and not unknown & set(joiner(torch.tensor([0, 2, 1]), torch.tensor(3))[0].tolist())
+
+
 def test_long_words_do_not_overflow_into_others():
     joiner = WordJoiner(["ab@@", "ba@@", "a"], "subword_nmt")
     tokens = torch.randint(0, 2, (400, 300))

@@ -269,3 +269,47 @@ def test_an_epsilon_in_half_precision_is_the_number_that_it_holds(operator):
         for value, epsilon in zip(weights, (narrow, wide), strict=True)
     ]
     assert slopes[0] == slopes[1].half() != 0
+
+
+@pytest.mark.parametrize("cost_scale", ["none", "max", "batch_max"])
+@pytest.mark.parametrize("largest", [True, False])
+def test_the_hard_choice_is_that_of_the_scores_whatever_their_cost_is_divided_by(cost_scale, largest):
+    scores = torch.tensor([[1e30, 1e-30, 2e-30, 3e-30]]) * (1 if largest else -1)
+    options = {"largest": largest, "hard": True, "cost_scale": cost_scale}
+    best = scores.topk(2, largest=largest).indices
+    expected = torch.zeros_like(scores).scatter(-1, best, 1.0)
+    assert torch.equal(soft_topk(scores, 2, **options), expected)
+    assert torch.equal(soft_topk(scores, torch.tensor([2]), **options), expected)
+    assert torch.equal(sorted_soft_topk(scores, 2, **options).argmax(-2), best)
+
+
+def test_what_is_never_selected_has_no_gradient_of_its_logarithm():
+    scores = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    logs = log_soft_topk(scores, torch.tensor([0, 1]))
+    assert logs[0].eq(-INF).all()
+    (grad,) = torch.autograd.grad(logs, scores, torch.ones_like(logs))
+    assert grad[0].eq(0).all() and grad[1].ne(0).any()
+
+
+def test_a_mask_beside_ties_has_no_gradient_at_the_smallest_epsilon():
+    scores = torch.tensor([0.0, 0.0, 0.0, -INF], requires_grad=True)
+    (grad,) = torch.autograd.grad(
+        (soft_topk(scores, 2, epsilon=1e-38) * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum(), scores
+    )
+    assert grad[3] == 0 and not grad.isnan().any()
+
+
+def test_a_cost_whose_differences_overflow_is_refused():
+    cost = torch.tensor([[1e308, -1e308], [0.0, 1e308]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="so must the differences of cost / epsilon"):
+        solve_transport(cost, torch.full((2,), 0.5), torch.full((2,), 0.5), 1.0)
+
+
+@pytest.mark.parametrize("operator", [soft_topk, log_soft_topk, sorted_soft_topk])
+def test_an_error_names_numbers_also_where_new_tensors_are_made_elsewhere(operator):
+    scores = torch.tensor([[1.0, -INF, -INF]])
+    with (
+        torch.device("meta"),
+        pytest.raises(ValueError, match="k = 2 elements to select, but the mask leaves only 1"),
+    ):
+        operator(scores, 2)

@@ -224,3 +224,9 @@ def test_sinkhorn_sort_refuses_what_it_cannot_do():
         sinkhorn_sort(torch.tensor([1.0, 2.0, -math.inf]), 2)
     with pytest.raises(ValueError, match="epsilon must be positive and finite, got"):
         sinkhorn_sort(torch.randn(4), 2, epsilon=0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e20, 1e30])
+def test_sinkhorn_sort_has_no_unit(scale):
+    scores = torch.tensor([1.0, 3.0, 2.0])
+    torch.testing.assert_close(sinkhorn_sort(scores * scale, 2), sinkhorn_sort(scores, 2), atol=1e-5, rtol=1e-4)
