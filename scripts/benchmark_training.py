@@ -3,9 +3,10 @@
 Four updates, forward + backward, take turns on one batch and model; the optimiser's step would be the same:
 
 a  teacher forcing: ``soft_beam`` with rho = 1, which is fairseq's ``cross_entropy``.
-b  the batch k times over: a teacher-forced decoder pass over k copies of every sentence, encoded once.  No
-   method that looks at k hypotheses runs less of the decoder.
+b  the batch k times over: a teacher-forced decoder pass over k copies of every sentence, encoded once: what a
+   method runs that keeps k hypotheses to the end of the longest sentence.
 c  ``soft_beam`` with rho = 0.8, which contains a (with the default, 0, it does not): the ratio is c / (a + b).
+   a + b encodes, and holds the parameters' gradients, twice where c does it once.
    Its beam takes as many steps as a with ``--objective gold``, and a fifth more, and two, with the risk.
 d  c, with every step of the beam computed anew in the backward pass.
 

@@ -13,7 +13,7 @@ trained through ``soft_topk`` (paper, Appendix C); ``--data FOLDER`` takes MNIST
 
 Prediction is ordinary kNN over the features of all training images that are not for validation.  Every epoch
 is followed by a validation, and the best epoch is tested.  With ``--tune`` the temperature is the one with the
-best validation accuracy in a shorter training with the first seed.  fairseq is not needed.
+best validation accuracy in a shorter training with seed 1.  fairseq is not needed.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ UNTRAINED = ("knn", "pca")
 CLASSIFIERS = ("pretrained_cnn", "ce_cnn")
 NEIGHBOURS = tuple(GRIDS)
 METHODS = (*UNTRAINED, "autoencoder", *CLASSIFIERS, *NEIGHBOURS)
+
+# Not one of --seeds: a row keeps its temperature when seeds are added to it.
+TUNING_SEED = 1
 
 # Options that do not change what a training does.
 NOT_OF_THE_RUN = (
@@ -185,7 +188,7 @@ class Training:
         self.best_parameters = self.network.state_dict()
         self.folder = None if args.out is None else args.out / run_name(method, temperature) / f"seed{seed}"
         if self.folder is not None and (self.folder / "last.pt").exists():
-            self.resume(self.folder / "last.pt")
+            self.resume(self.folder / "last.pt", args.epochs)
 
     @property
     def epoch(self) -> int:
@@ -197,8 +200,8 @@ class Training:
         """How long they took, with their validation."""
         return self.curve[-1][-1] if self.curve else 0.0
 
-    def resume(self, path: Path) -> None:
-        """Goes on where the checkpoint is."""
+    def resume(self, path: Path, epochs: int) -> None:
+        """Goes on where the checkpoint is, if there is something to go on to."""
         try:
             saved = torch.load(path, map_location=self.device, weights_only=True)
             if other := difference(saved["options"], self.options):
@@ -213,6 +216,10 @@ class Training:
             self.best_parameters = saved["best_parameters"]
         except BROKEN as error:
             raise SystemExit(f"knn.py: {path} is broken, remove it ({type(error).__name__})") from error
+        if self.epoch > epochs:
+            raise SystemExit(
+                f"knn.py: {path.parent} was trained for {self.epoch} epochs, not {epochs}: remove it"
+            )
 
     def finish_epoch(self, loss: float, valid: float, seconds: float) -> None:
         """Takes note of an epoch, and writes the checkpoint and the curve."""
@@ -378,7 +385,7 @@ def tune(method: str, data: Splits, args: Any) -> float | None:
     shorter.epochs = args.tune_epochs
     shorter.out = None if args.out is None else args.out / "tune"
     tried = [
-        train(method, temperature, data, args.seeds[0], shorter, test=False) for temperature in GRIDS[method]
+        train(method, temperature, data, TUNING_SEED, shorter, test=False) for temperature in GRIDS[method]
     ]
     if shorter.out is not None:
         write_results(tried, shorter.out / "results.tsv")
@@ -414,7 +421,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--tune",
         action="store_true",
-        help="without --temperature: try four with the first seed, keep that with the best validation accuracy",
+        help="without --temperature: try four with seed 1, keep that with the best validation accuracy",
     )
     add("--tune-epochs", type=int, help="of each of them, at most (default: a third of --epochs)")
     add(
@@ -467,11 +474,16 @@ def parse_args() -> argparse.Namespace:
         for name in names:
             if not lowest <= getattr(args, name) < math.inf:
                 parser.error(f"--{name.replace('_', '-')} must be at least {lowest}, got {getattr(args, name)}")
-    if not 1 <= args.k <= args.templates:
+    trained = [method for method in args.method if method not in UNTRAINED]
+    if args.k < 1:
+        parser.error(f"--k must be at least 1, got {args.k}")
+    if trained and args.k > args.templates:
         parser.error(f"--k must lie in [1, {args.templates}], the templates of a step, got {args.k}")
     for method in args.method if args.cost_scale == "batch_max" else ():
         if method in NEIGHBOURS and not method.startswith("soft_topk"):
             parser.error(f"--cost-scale batch_max is for soft_topk and soft_topk_200, got --method {method}")
+        if method in NEIGHBOURS and args.temperature is None:
+            parser.error("--cost-scale batch_max wants --temperature: what is tried otherwise is for its scale")
     if not all(0 <= seed < 2**63 for seed in args.seeds):
         parser.error(f"--seeds must lie in [0, 2^63), got {' '.join(map(str, args.seeds))}")
     for name in ("method", "seeds", "temperature"):
@@ -493,11 +505,15 @@ def parse_args() -> argparse.Namespace:
 def check_sizes(data: Splits, args: Any) -> None:
     """Raises ``DataError`` if there are too few images, or images that the network does not take."""
     height, width = data.train.pixels.shape[2:]
+    number = len(data.train.labels)
+    if args.k > number:
+        raise DataError(f"--k must be at most {number}, the training images, got {args.k}")
+    if set(args.method) <= set(UNTRAINED):
+        return
     if args.network == "conv" and (height != width or height % 4):
         raise DataError(
             f"--network conv wants squares with a side that 4 divides, got images of {height} x {width}"
         )
-    number = len(data.train.labels)
     if args.queries + args.templates > number:
         raise DataError(
             f"--queries and --templates must be at most {number} together, the training images, "

@@ -200,6 +200,10 @@ def test_tune_keeps_the_temperature_with_the_best_validation_accuracy(tmp_path):
         (best, "1", "2"),
         (best, "2", "2"),
     ]
+    rows = table(knn(*options, "--tune", "--seeds", "3", "--out", str(tmp_path)))  # with the same tuning
+    assert rows["neuralsort"][0] == best and read(tmp_path / "tune" / "results.tsv") == tuning
+    done = knn(*options, "--epochs", "1", "--temperature", best, "--seeds", "3", "--out", str(tmp_path))
+    assert done.returncode != 0 and "was trained for 2 epochs, not 1: remove it" in done.stderr
 
 
 def test_several_temperatures_are_rows_and_a_picture(tmp_path):
@@ -240,8 +244,10 @@ def test_plots_of_nothing_say_so(options, message, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--k", "0"], "--k must lie in [1, 100], the templates of a step, got 0"),
-        (["--k", "101"], "got 101"),
+        (["--k", "0"], "--k must be at least 1, got 0"),
+        (["--k", "101"], "--k must lie in [1, 100], the templates of a step, got 101"),
+        (["--method", "knn", "--k", "1098"], "--k must be at most 1097, the training images, got 1098"),
+        (["--cost-scale", "batch_max", "--tune"], "--cost-scale batch_max wants --temperature"),
         (["--temperature", "0"], "--temperature must be positive and finite, got 0.0"),
         (["--temperature", "0.1", "inf"], "--temperature must be positive and finite, got inf"),
         (["--cost-scale", "batch_max", "--method", "neuralsort"], "is for soft_topk and soft_topk_200, got"),
