@@ -25,6 +25,13 @@ logged() { # logged FILE COMMAND...: what it prints goes into the file; if it fa
   }
 }
 
+lock() { # lock FOLDER: while another process works in it, this one must not; a child that is left keeps the lock
+  if type -P flock > /dev/null; then
+    exec 9> "$1/lock"
+    flock --nonblock 9 || fail "$1 is being worked on by another process"
+  fi
+}
+
 learn_bpe() { # learn_bpe MERGES CODES LOG: from standard input; subword-nmt's --output does not notice a full disk
   subword-nmt learn-bpe -s "$1" > "$2" 2>> "$3" || fail "subword-nmt learn-bpe: $(tail -n 1 "$3") (see $3)"
 }

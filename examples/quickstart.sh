@@ -17,11 +17,12 @@
 #   VENV=folder           virtual environment, made if there is none (default: .venv in this project)
 #   SEED=1
 set -euo pipefail
+unset CDPATH
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${VENV:-$root/.venv}
 run=${RUN:-$root/runs/quickstart}
-data=${DATA:-}
+data=${DATA:-} contents=''
 src=${SRC:-en} tgt=${TGT:-de} seed=${SEED:-1}
 
 pairs=8000 held_out=500 merges=1500
@@ -60,6 +61,7 @@ done
 if [ -n "$data" ]; then
   check_data
   data=$(cd "$data" && pwd)
+  contents=$(cat "$data"/{train,valid,test}.{"$src","$tgt"} | cksum)
 else
   case $src-$tgt in
     en-de | en-fr) ;;
@@ -68,9 +70,13 @@ else
 fi
 mkdir -p "$run/done"
 run=$(cd "$run" && pwd)
+if type -P flock > /dev/null; then # what an interruption has left running keeps the lock
+  exec 9> "$run/lock"
+  flock --nonblock 9 || fail "$run is being worked on by another process"
+fi
 
 # A run folder belongs to one set of settings: steps of another must not be taken for its own.
-settings="data=$data src=$src tgt=$tgt seed=$seed pairs=$pairs merges=$merges"
+settings="data=$data${contents:+ ($contents)} src=$src tgt=$tgt seed=$seed pairs=$pairs merges=$merges"
 settings+=" arch=$arch tokens=$max_tokens updates=$pretrain_updates+$finetune_updates"
 [ -e "$run/settings" ] || echo "$settings" > "$run/settings"
 [ "$(cat "$run/settings")" = "$settings" ] ||
@@ -103,7 +109,8 @@ take_data() {
   mkdir -p "$run/text"
   local split lang
   for split in train valid test; do
-    for lang in "$src" "$tgt"; do cp "$data/$split.$lang" "$run/text/"; done
+    # Some tools take a carriage return within a line for its end.
+    for lang in "$src" "$tgt"; do tr '\r' ' ' < "$data/$split.$lang" > "$run/text/$split.$lang"; done
   done
 }
 

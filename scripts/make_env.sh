@@ -5,6 +5,7 @@
 #
 # PYTHON  interpreter for a new environment, 3.10 or later     TORCH  version of PyTorch, if it has none
 set -euo pipefail
+unset CDPATH
 
 venv=${1:?usage: make_env.sh FOLDER EXTRAS}
 extras=${2:?usage: make_env.sh FOLDER EXTRAS}

@@ -5,6 +5,7 @@
 #
 # VENV  virtual environment, made if there is none (default: .venv in this project)
 set -euo pipefail
+unset CDPATH
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${VENV:-$root/.venv}

@@ -9,6 +9,7 @@
 #                       one archive of these; else it is downloaded
 #   RUN=folder          where curves, checkpoints and results go (default: runs/knn_cifar10 in this project)
 set -euo pipefail
+unset CDPATH
 
 recipe=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=../functions.sh source-path=SCRIPTDIR

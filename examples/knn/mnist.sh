@@ -9,6 +9,7 @@
 #   MNIST=folder        its four files, plain or .gz; else they are downloaded
 #   RUN=folder          where curves, checkpoints and results go (default: runs/knn_mnist in this project)
 set -euo pipefail
+unset CDPATH
 
 recipe=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=../functions.sh source-path=SCRIPTDIR

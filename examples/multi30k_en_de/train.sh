@@ -103,10 +103,7 @@ fi
 [ "$(cat "$folder/options")" = "$options" ] ||
   fail "$folder was trained with other options (see the file options in it): remove the folder or choose another name"
 [ ! -e "$folder/model.pt" ] || { echo "-- train $name: done before" && exit; }
-if type -P flock > /dev/null; then # fairseq-train outlives this script if it alone is killed
-  exec 9> "$folder/lock"
-  flock --nonblock 9 || fail "$folder is being trained by another process"
-fi
+lock "$folder"
 
 echo "-- train $name, log in $folder/train.log"
 if [[ $name =~ ^(attention/|finetuning/pretrained$) ]] && [ "$BPE_MERGES $TRAIN_PAIRS" != "4000 29000" ]; then

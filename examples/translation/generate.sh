@@ -25,6 +25,7 @@ post_process=subword_nmt detokenize=(python "$here/text.py" detokenize "$TGT")
 rm -rf "$out.log" "$out.parts"
 logged "$out.log" fairseq-generate "$RUN/data-bin/0000" --user-dir "$PLUGIN" --path "$model" "${engine[@]}" \
   --gen-subset "$split" --source-lang "$SRC" --target-lang "$TGT" --beam 5 --post-process "$post_process" \
+  --max-len-a 1 --max-len-b 200 \
   --max-tokens 4000 --required-batch-size-multiple 1 --results-path "$out.parts" "$@"
 grep '^D-' "$out.parts/generate-$split.txt" | sed 's/^D-//' | sort -n | cut -f3 | "${detokenize[@]}" > "$out.part"
 

@@ -60,9 +60,17 @@ held_out_files() { # those that DATA has
   done
 }
 
+parallel() { # parallel OUT SPLIT: ends unless the two files are as long
+  local source target
+  source=$(lines "$1/$2.$SRC") target=$(lines "$1/$2.$TGT")
+  [ "$source" -gt 0 ] || fail "$2.$SRC is empty"
+  [ "$source" -eq "$target" ] || fail "$2.$SRC has $source lines but $2.$TGT has $target: they must be parallel"
+}
+
 limit() { # limit OUT: the first PAIRS of the training pairs
   local language
   [ "$PAIRS" -gt 0 ] || return 0
+  parallel "$1" train # the first may not show it
   for language in "$SRC" "$TGT"; do
     sed -n "1,${PAIRS}p;${PAIRS}q" "$1/train.$language" > "$1/first"
     mv "$1/first" "$1/train.$language"
@@ -88,13 +96,7 @@ take_raw() {
       rmdir "$out/split"
     fi
   fi
-  for split in train valid test; do
-    local source target
-    source=$(lines "$out/$split.$SRC") target=$(lines "$out/$split.$TGT")
-    [ "$source" -gt 0 ] || fail "$split.$SRC is empty"
-    [ "$source" -eq "$target" ] ||
-      fail "$split.$SRC has $source lines but $split.$TGT has $target: they must be parallel"
-  done
+  for split in train valid test; do parallel "$out" "$split"; done
   keep_settings
 }
 
@@ -148,7 +150,7 @@ learn() { # from as many lines of each shard
   else
     logged "$RUN/prepare.log" python -c 'import sys, sentencepiece as spm
 spm.SentencePieceTrainer.train(input=sys.argv[1], model_prefix=sys.argv[2], vocab_size=int(sys.argv[3]),
-                               character_coverage=1.0, num_threads=int(sys.argv[4]),
+                               character_coverage=1.0, normalization_rule_name="identity", num_threads=int(sys.argv[4]),
                                input_sentence_size=500_000, shuffle_input_sentence=True)
 assert spm.SentencePieceProcessor(model_file=sys.argv[2] + ".model").vocab_size() == int(sys.argv[3])' \
       "$out/sample" "$out/spm" "$MERGES" "$WORKERS"
@@ -221,6 +223,7 @@ binarize() {
 
 # -------------------------------------------------------------------------------------------- all of it
 
+lock "$RUN"
 step raw take_raw
 step shards cut_shards
 parts tokens tokenize

@@ -25,6 +25,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 [ $# -eq 0 ] || fail "the only option is --small, got $*"
 [ "$NODES" -eq 1 ] || fail "is for one machine: with several, prepare.sh on one, then train.sh on each, see README.md"
 
+need_device
 bash "$here/prepare.sh"
 take_run_folder
 options=()

@@ -1,7 +1,8 @@
 # Settings of a recipe, read by the scripts in this folder.  RECIPE is the recipe's folder; its settings.sh says what
-# is its own.  Each setting can be given from outside: MERGES=8000 bash examples/wmt14_en_fr/run.sh
+# is its own.  Each setting below can be given from outside: MERGES=8000 bash examples/wmt14_en_fr/run.sh
 # shellcheck shell=bash disable=SC2034
 set -euo pipefail
+unset CDPATH
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -79,6 +80,11 @@ take_run_folder() { # work under other settings must not be taken for its own
   RUN=$(cd "$RUN" && pwd)
   [ ! -e "$RUN/raw" ] || [ "$(cat "$RUN/settings")" = "$(own_settings)" ] ||
     fail "$RUN was made with other settings, see $RUN/settings: remove it (but $RUN/downloads) or choose another RUN"
+}
+
+need_device() {
+  [ "$DEVICE" != gpu ] || python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+    fail "PyTorch sees no GPU: give DEVICE=cpu, or install a PyTorch with CUDA"
 }
 
 own_settings() { for name in "${settings[@]}"; do echo "$name=${!name}"; done; }

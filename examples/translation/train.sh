@@ -123,11 +123,11 @@ launch() { # launch OPTIONS...: fairseq-train, in as many processes as are wante
     --distributed-init-method env:// --distributed-no-spawn --distributed-backend "$backend" --ddp-backend legacy_ddp
 }
 
-data=$(shards | sed "s|^|$RUN/data-bin/|" | paste -sd :)
+data=$(for shard in $(shards); do echo "$RUN/data-bin/$shard"; done | paste -sd :)
 log=$folder/train.log
 mkdir -p "$folder"
 if [ "$NODE_RANK" -eq 0 ]; then
-  options="${ARCH[*]} ${schedule[*]} $*; $parts such batches, $PRECISION$origin"
+  options="${ARCH[*]} ${schedule[*]} $*; $world x $UPDATE_FREQ such batches, $PRECISION$origin"
   if [ ! -e "$folder/options" ]; then
     echo "$options" > "$folder/options.part"
     mv "$folder/options.part" "$folder/options"
@@ -138,6 +138,8 @@ else
   log=$folder/train-$NODE_RANK.log
 fi
 [ ! -e "$folder/model.pt" ] || { echo "-- train $name: done before" && exit; }
+need_device
+[ "$NODE_RANK" -gt 0 ] || lock "$folder"
 
 echo "-- train $name, log in $log"
 if [ "$NODE_RANK" -eq 0 ]; then

@@ -250,7 +250,7 @@ def check_config(cfg: SoftBeamConfig, vocabulary: int) -> None:
         for other in others if str(getattr(cfg, option)) == choice else ():
             value, neutral = getattr(cfg, other), getattr(SoftBeamConfig, other)
             value = value if isinstance(value, int | float | None) else str(value)
-            unset = "left out" if neutral is None else neutral if isinstance(neutral, str) else f"{neutral:g}"
+            unset = "left out" if neutral is None else neutral
             require(value == neutral, other, f"be {unset} with --{option.replace('_', '-')} {choice}")
 
 

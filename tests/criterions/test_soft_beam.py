@@ -215,7 +215,7 @@ def test_literal_cost_makes_the_beam_an_average(make_model, make_sample, make_cr
         ),
         (
             {"soft_beam_relaxation": "hard", "soft_beam_backward_epsilon": 1.0},
-            "--soft-beam-backward-epsilon must be 0 with --soft-beam-relaxation hard, got 1.0",
+            "--soft-beam-backward-epsilon must be 0.0 with --soft-beam-relaxation hard, got 1.0",
         ),
         (
             {"soft_beam_relaxation": "hard", "soft_beam_detach": "scores"},

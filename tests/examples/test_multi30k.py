@@ -424,7 +424,7 @@ def test_a_folder_is_not_trained_twice_at_a_time_and_other_data_are_told_of_the_
             time.sleep(0.1)
             assert first.poll() is None
         fails_with(
-            bash("train.sh", "attention/softmax", **settings), "softmax is being trained by another process"
+            bash("train.sh", "attention/softmax", **settings), "softmax is being worked on by another process"
         )
         (run / "go").touch()
         assert "the learning rate is 0 after 5240 updates" in first.communicate(timeout=60)[0]

@@ -305,7 +305,7 @@ def test_a_job_on_two_machines_trains_one_model(data, tmp_path, slurm):
     folder = run / "models" / "pretrained"
     assert (folder / "model.pt").is_file()
     options = (folder / "options").read_text()
-    assert "--max-tokens 400 " in options and "--no-save-optimizer-state; 2 such batches" in options
+    assert "--max-tokens 400 " in options and "--no-save-optimizer-state; 2 x 1 such batches" in options
     for name, rank in (("train.log", 0), ("train-1.log", 1)):
         assert f"initialized host {socket.gethostname()} as rank {rank}" in (folder / name).read_text()
     assert (tmp_path / "slurm" / "calls").read_text().startswith("srun --kill-on-bad-exit=1 --cpus-per-task=1 ")
@@ -504,6 +504,10 @@ def test_files_of_different_lengths_are_named(data, tmp_path):
         file.write("Noch ein Satz.\n")
     done = bash("wmt16_en_de", "prepare.sh", DATA=data, RUN=tmp_path / "run", **SMALL)
     fails_with(done, f"train.en ends before line {TRAIN_PAIRS + 1}")
+    done = bash("wmt16_en_de", "prepare.sh", DATA=data, RUN=tmp_path / "some", PAIRS=300, **SMALL)
+    fails_with(
+        done, f"train.en has {TRAIN_PAIRS} lines but train.de has {TRAIN_PAIRS + 1}: they must be parallel"
+    )
 
 
 def test_a_held_out_line_that_is_too_long_for_fairseq_is_named(data, tmp_path):
@@ -572,6 +576,13 @@ def test_bad_settings_name_the_value(data, tmp_path, settings, message):
         bash("wmt16_en_de", "prepare.sh", **{"RUN": tmp_path / "run", "DATA": data, **SMALL, **settings}),
         message,
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_missed_before_anything_is_prepared(data, tmp_path):
+    done = bash("wmt16_en_de", "run.sh", DATA=data, RUN=tmp_path / "run")
+    fails_with(done, "run.sh: PyTorch sees no GPU: give DEVICE=cpu, or install a PyTorch with CUDA")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
