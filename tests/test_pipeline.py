@@ -215,7 +215,7 @@ def test_a_model_that_cannot_be_stepped_is_refused(train, tiny_corpus):
     kernels = ["--encoder-kernel-size-list", "[3]", "--decoder-kernel-size-list", "[3]"]
     done = train("--arch", "lightconv", *SMALL, *kernels, "--criterion", "soft_beam", "--save-dir", "lightconv")
     assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert "cannot step the decoder LightConvDecoder" in last
+    # Not the last line always: a process that ends while a thread of PyTorch's runs says so on its way.
+    last = [line for line in done.stderr.splitlines() if "cannot step the decoder LightConvDecoder" in line][-1]
     assert "implement fairseq_softtopk.beam.StepDecoder" in last
     assert not (tiny_corpus / "lightconv" / "checkpoint_last.pt").exists()
