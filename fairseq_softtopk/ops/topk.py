@@ -64,8 +64,8 @@ def soft_topk(
             the last place for Newton's method; for Sinkhorn's it takes all its steps, and is content with 1e-3.
 
     Returns:
-        Weights in [0, 1], of the shape and dtype of ``scores``; they sum to k along ``dim``.  (Where Sinkhorn's
-        solvers warn, what is off by the residual they may exceed 1 by.)
+        Weights in [0, 1], of the shape and dtype of ``scores``; they sum to k along ``dim``.  (Where a
+        Sinkhorn solver warns, one may exceed 1, by up to the residual.)
 
     Raises:
         ValueError: if an argument is out of range, scores hold NaN or the opposite infinity, or
